@@ -160,11 +160,28 @@ void vnxi_peers_add_owner(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
                           vnx_error_t *error);
 
 /* vnx_agent_load_metadata(), but the caller gets a reference to the peer: the
- * generation that the blob describes.  `stop` (NULL: none): as soon as it is
- * set, the call waits for nothing more and returns VNX_ERR_CANCELED. */
+ * generation that the blob describes. */
 vnx_status_t vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
-                             const atomic_bool *stop, vnxi_peer_t **peer_p,
-                             vnx_error_t *error);
+                             vnxi_peer_t **peer_p, vnx_error_t *error);
+
+/* The same in two steps.  The first one waits for no peer. */
+typedef struct vnxi_peer_md {
+    vnxi_parsed_t *parsed; /* owned: vnxi_peer_md_free() */
+    const void *name;      /* of the peer; in the blob, as name_len bytes */
+    size_t name_len;
+} vnxi_peer_md_t;
+
+/* Check the syntax and the signature.  The result borrows the blob. */
+vnx_status_t vnxi_peer_md_parse(vnx_agent_t *agent, const void *blob,
+                                size_t len, vnxi_peer_md_t *md_p,
+                                vnx_error_t *error);
+void vnxi_peer_md_free(vnx_agent_t *agent, vnxi_peer_md_t *md);
+
+/* `stop` (NULL: none): as soon as it is set, the call waits for nothing more
+ * and returns VNX_ERR_CANCELED. */
+vnx_status_t vnxi_peer_md_load(vnx_agent_t *agent, const vnxi_peer_md_t *md,
+                               const atomic_bool *stop, vnxi_peer_t **peer_p,
+                               vnx_error_t *error);
 
 /* vnx_agent_remove_peer() with `stop` as above. */
 vnx_status_t vnxi_peers_remove(vnx_agent_t *agent, const void *name,

@@ -344,16 +344,15 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
     return VNX_OK;
 }
 
-/* Load a blob of that agent, whose turn it is.  The caller gets a reference to
+/* Load the metadata of a peer whose turn it is.  The caller gets a reference to
  * the peer. */
 static vnx_status_t
-load_in_turn(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
-             const vnxi_turn_t *turn, const atomic_bool *stop,
-             vnxi_peer_t **peer_p, vnx_error_t *error)
+load_in_turn(vnx_agent_t *agent, const vnxi_peer_md_t *md,
+             const atomic_bool *stop, vnxi_peer_t **peer_p, vnx_error_t *error)
 {
-    vnxi_peer_t *old = find_in_map(agent, turn->name, turn->name_len), *peer;
-    vnx_status_t status =
-        agent->ops->peer_load(agent->engine, old, parsed, stop, &peer, error);
+    vnxi_peer_t *old = find_in_map(agent, md->name, md->name_len), *peer;
+    vnx_status_t status = agent->ops->peer_load(agent->engine, old, md->parsed,
+                                                stop, &peer, error);
     if (status == VNX_OK && peer != old) {
         status = install_peer(agent, peer, old, error);
     }
@@ -367,15 +366,44 @@ load_in_turn(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
     return status;
 }
 
-/* Load a parsed blob of that agent. */
-static vnx_status_t
-load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
-            size_t name_len, const atomic_bool *stop, vnxi_peer_t **peer_p,
-            vnx_error_t *error)
+vnx_status_t
+vnxi_peer_md_parse(vnx_agent_t *agent, const void *blob, size_t len,
+                   vnxi_peer_md_t *md_p, vnx_error_t *error)
 {
-    vnxi_turn_t turn = {.name = name, .name_len = name_len};
+    bool is_held = vnxi_agent_hold(agent);
+    vnx_status_t status =
+        vnxi_agent_ready(agent, "vnx_agent_load_metadata", error);
+    if (status == VNX_OK && agent->signature_key.is_set) {
+        status = vnxi_signature_check(&agent->signature_key, blob, len, error);
+    }
+    if (status == VNX_OK) {
+        status =
+            agent->ops->metadata_parse(blob, len, &md_p->parsed, &md_p->name,
+                                       &md_p->name_len, error);
+    }
+    /* Valid metadata binds the agent before it is loaded: that may wait for a
+     * process, and must not keep other calls from the engine meanwhile. */
+    vnxi_agent_unhold(agent, is_held, status == VNX_OK);
+    return status;
+}
 
-    if (is_self(agent, name, name_len)) {
+void
+vnxi_peer_md_free(vnx_agent_t *agent, vnxi_peer_md_t *md)
+{
+    if (md->parsed != NULL) {
+        agent->ops->metadata_free(md->parsed);
+        md->parsed = NULL;
+    }
+}
+
+vnx_status_t
+vnxi_peer_md_load(vnx_agent_t *agent, const vnxi_peer_md_t *md,
+                  const atomic_bool *stop, vnxi_peer_t **peer_p,
+                  vnx_error_t *error)
+{
+    vnxi_turn_t turn = {.name = md->name, .name_len = md->name_len};
+
+    if (is_self(agent, md->name, md->name_len)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
                               "vnx_agent_load_metadata",
                               "the metadata is this agent's own, or that of "
@@ -386,7 +414,7 @@ load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
     vnx_status_t status =
         take_turn(agent, &turn, stop, "vnx_agent_load_metadata", error);
     if (status == VNX_OK) {
-        status = load_in_turn(agent, parsed, &turn, stop, peer_p, error);
+        status = load_in_turn(agent, md, stop, peer_p, error);
         end_turn(agent, &turn);
     }
     return status;
@@ -394,30 +422,14 @@ load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
 
 vnx_status_t
 vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
-                const atomic_bool *stop, vnxi_peer_t **peer_p,
-                vnx_error_t *error)
+                vnxi_peer_t **peer_p, vnx_error_t *error)
 {
-    vnxi_parsed_t *parsed;
-    const void *name;
-    size_t name_len;
+    vnxi_peer_md_t md = {.parsed = NULL};
 
-    bool is_held = vnxi_agent_hold(agent);
-    vnx_status_t status =
-        vnxi_agent_ready(agent, "vnx_agent_load_metadata", error);
-    if (status == VNX_OK && agent->signature_key.is_set) {
-        status = vnxi_signature_check(&agent->signature_key, blob, len, error);
-    }
+    vnx_status_t status = vnxi_peer_md_parse(agent, blob, len, &md, error);
     if (status == VNX_OK) {
-        status = agent->ops->metadata_parse(blob, len, &parsed, &name,
-                                            &name_len, error);
-    }
-    /* Valid metadata binds the agent before it is loaded: that may wait for a
-     * process, and must not keep other calls from the engine meanwhile. */
-    vnxi_agent_unhold(agent, is_held, status == VNX_OK);
-    if (status == VNX_OK) {
-        status =
-            load_parsed(agent, parsed, name, name_len, stop, peer_p, error);
-        agent->ops->metadata_free(parsed);
+        status = vnxi_peer_md_load(agent, &md, NULL, peer_p, error);
+        vnxi_peer_md_free(agent, &md);
     }
     return status;
 }
@@ -428,8 +440,7 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
 {
     vnxi_peer_t *peer = NULL;
 
-    vnx_status_t status =
-        vnxi_peers_load(agent, blob, len, NULL, &peer, error);
+    vnx_status_t status = vnxi_peers_load(agent, blob, len, &peer, error);
     if (status != VNX_OK) {
         return status;
     }

@@ -58,11 +58,12 @@ vnxi_meta_perform(vnxi_meta_conn_t *conn, const void *payload, size_t len)
         }
         switch (command.verb) {
         case VNXI_META_LOAD:
-            vnxi_meta_lane_push(conn->listener, conn->lane, &command,
-                                vnxi_meta_conn_answered(conn));
+            vnxi_meta_source_load(conn->listener, conn->source, &command,
+                                  vnxi_meta_conn_answered(conn));
             break;
         case VNXI_META_INVL:
-            vnxi_meta_lane_push(conn->listener, conn->lane, &command, NULL);
+            vnxi_meta_source_invalidate(conn->listener, conn->source,
+                                        &command);
             break;
         case VNXI_META_SEND:
             serve(conn);

@@ -217,7 +217,7 @@ free_memory(vnxi_meta_conn_t *conn)
     vnxi_loop_event_free(conn->in_timer);
     vnxi_loop_event_free(conn->out_timer);
     vnxi_loop_event_free(conn->reply_timer);
-    vnxi_meta_lane_end(conn->listener, conn->lane);
+    vnxi_meta_source_end(conn->listener, conn->source);
     free(conn);
 }
 
@@ -362,7 +362,7 @@ static bool
 has_room(const vnxi_meta_conn_t *conn)
 {
     return conn->replies < VNXI_META_REPLIES_MAX &&
-           vnxi_meta_lane_has_room(conn->listener, conn->lane);
+           vnxi_meta_source_has_room(conn->listener, conn->source);
 }
 
 /* Handle complete frames while there is room.  *pause_p: there is none.  NULL,
@@ -419,7 +419,7 @@ set_paused(vnxi_meta_conn_t *conn, bool pause)
 static uint64_t
 bytes_of(const vnxi_meta_conn_t *conn)
 {
-    return conn->held + vnxi_meta_lane_bytes(conn->listener, conn->lane);
+    return conn->held + vnxi_meta_source_bytes(conn->listener, conn->source);
 }
 
 /* Find the connection that holds most.  NULL: there is none. */
@@ -612,11 +612,11 @@ conn_new(vnx_listener_t *listener, struct vnxi_meta_conns *list,
     TAILQ_INIT(&conn->out);
     TAILQ_INIT(&conn->awaiting);
     vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host, port);
-    conn->lane = vnxi_meta_lane_new(conn->endpoint);
+    conn->source = vnxi_meta_source_new(conn->endpoint);
     conn->in_timer = evtimer_new(base, on_in_deadline, conn);
     conn->out_timer = evtimer_new(base, on_out_deadline, conn);
     conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
-    if (conn->lane == NULL || conn->in_timer == NULL ||
+    if (conn->source == NULL || conn->in_timer == NULL ||
         conn->out_timer == NULL || conn->reply_timer == NULL) {
         free_memory(conn);
         return NULL;

@@ -90,20 +90,17 @@ typedef struct vnxi_meta_counters {
 
 typedef struct vnxi_meta_conn vnxi_meta_conn_t;
 TAILQ_HEAD(vnxi_meta_conns, vnxi_meta_conn);
-typedef struct vnxi_meta_lane vnxi_meta_lane_t;
-TAILQ_HEAD(vnxi_meta_lanes, vnxi_meta_lane);
 typedef struct vnxi_meta_job vnxi_meta_job_t;
 TAILQ_HEAD(vnxi_meta_jobs, vnxi_meta_job);
 
 /* All but `stop` and the threads, which the loop starts: listener.lock. */
 typedef struct vnxi_meta_loader {
-    atomic_bool stop;               /* nothing is carried out any more */
-    struct vnxi_meta_lanes waiting; /* with a job that a thread may take; the
-                                       one that has waited longest first */
-    unsigned waiting_count, idle;   /* lanes, threads */
+    atomic_bool stop; /* nothing is carried out any more */
+    struct vnxi_meta_jobs waiting, running; /* the oldest first */
+    unsigned waiting_count, idle;           /* jobs, threads */
     vnxi_cond_t work;
     uint64_t bytes; /* of all jobs */
-    bool has_room;  /* for the loop: some lane has room again */
+    bool has_room;  /* for the loop: some source has room again */
     pthread_t threads[VNXI_META_LOADERS];
     unsigned thread_count;
 } vnxi_meta_loader_t;
@@ -184,35 +181,40 @@ void vnxi_meta_failure(vnx_listener_t *listener, const char *endpoint,
 
 /* -- Commands that may wait (loader.c) ------------------------------------ */
 
-/* The commands of one connection.  They are carried out in their order, also
- * after the connection has ended. */
-struct vnxi_meta_lane {
-    TAILQ_ENTRY(vnxi_meta_lane) link; /* in loader.waiting */
-    struct vnxi_meta_jobs jobs;       /* without the one carried out now */
-    size_t count, bytes;              /* with it */
-    bool is_awaited;                  /* the loop waits for room */
-    bool has_ended;                   /* freed with the last job */
-    char endpoint[VNXI_META_ENDPOINT];
-};
+/* The connection that commands have come from.  It is freed after the
+ * connection and the last command. */
+typedef struct vnxi_meta_source {
+    size_t count, bytes; /* of commands that are not carried out; as below,
+                            listener.lock */
+    bool is_awaited;     /* the loop waits for room */
+    bool has_ended;
+    char endpoint[VNXI_META_ENDPOINT]; /* constant */
+} vnxi_meta_source_t;
 
 /* NULL: out of memory. */
-vnxi_meta_lane_t *vnxi_meta_lane_new(const char *endpoint);
+vnxi_meta_source_t *vnxi_meta_source_new(const char *endpoint);
 
 /* The connection has ended.  NULL is allowed. */
-void vnxi_meta_lane_end(vnx_listener_t *listener, vnxi_meta_lane_t *lane);
+void vnxi_meta_source_end(vnx_listener_t *listener,
+                          vnxi_meta_source_t *source);
 
-/* May more commands be pushed?  If not, the loop will be woken. */
-bool vnxi_meta_lane_has_room(vnx_listener_t *listener, vnxi_meta_lane_t *lane);
+/* May it have more commands?  If not, the loop will be woken. */
+bool vnxi_meta_source_has_room(vnx_listener_t *listener,
+                               vnxi_meta_source_t *source);
 
-/* Have a LOAD or an INVL (copied) carried out.  `request`: the SEND that it
- * answers; owned; NULL: none. */
-void vnxi_meta_lane_push(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
-                         const vnxi_meta_command_t *command,
-                         vnxi_meta_frame_t *request);
+/* Have a command (copied) carried out: an INVL, or a LOAD that perhaps answers
+ * a SEND of ours (`request`; owned; NULL: none). */
+void vnxi_meta_source_invalidate(vnx_listener_t *listener,
+                                 vnxi_meta_source_t *source,
+                                 const vnxi_meta_command_t *command);
+void vnxi_meta_source_load(vnx_listener_t *listener,
+                           vnxi_meta_source_t *source,
+                           const vnxi_meta_command_t *command,
+                           vnxi_meta_frame_t *request);
 
 /* The bytes of its commands, and of all, that are not carried out so far. */
-uint64_t vnxi_meta_lane_bytes(vnx_listener_t *listener,
-                              const vnxi_meta_lane_t *lane);
+uint64_t vnxi_meta_source_bytes(vnx_listener_t *listener,
+                                const vnxi_meta_source_t *source);
 uint64_t vnxi_meta_loader_bytes(vnx_listener_t *listener);
 
 /* Of the connections that have ended, take the one with the most bytes of
@@ -233,8 +235,8 @@ struct vnxi_meta_conn {
     TAILQ_ENTRY(vnxi_meta_conn) link; /* in *list */
     struct vnxi_meta_conns *list;
     vnx_listener_t *listener;
-    bool is_ours; /* made by us, else accepted */
-    vnxi_meta_lane_t *lane;
+    bool is_ours;               /* made by us, else accepted */
+    vnxi_meta_source_t *source; /* owned */
     int fd;
     struct bufferevent *bev; /* NULL: not connected yet */
     struct event *in_timer;  /* for the first command and for a whole frame */

@@ -3,16 +3,18 @@
  * host that is stopped, and removing one waits for a load of the same peer.
  * So threads of the loader carry out these commands, and the loop goes on.
  *
- * The commands of a connection are carried out one after the other, in their
- * order; a connection therefore never occupies more than one thread.  They are
- * carried out even if the connection has ended meanwhile, because a peer may
- * send its last command and leave.
+ * The commands that concern one peer are carried out one after the other, in
+ * the order in which they arrived, over whichever connections: an agent that
+ * restarts withdraws its old metadata over one connection and sends the new
+ * one over another.  Commands are carried out even if their connection has
+ * ended meanwhile, because a peer may send its last command and leave.
  *
  * While a connection has too many waiting commands, or any and there are too
  * many bytes of all, the loop stops reading from it.
  */
 #include "listener/listener.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,8 +24,9 @@
 #include "core/agent.h"
 
 struct vnxi_meta_job {
-    TAILQ_ENTRY(vnxi_meta_job) link; /* in lane->jobs */
-    vnxi_meta_verb_t verb;
+    TAILQ_ENTRY(vnxi_meta_job) link; /* in loader.waiting or .running */
+    vnxi_meta_source_t *source;
+    vnxi_peer_md_t peer;        /* borrows `body`; parsed NULL: an INVL */
     vnxi_meta_frame_t *request; /* the SEND that it answers; owned; NULL */
     size_t len;
     unsigned char body[];
@@ -35,7 +38,7 @@ struct vnxi_meta_job {
 /* Metadata has arrived that was requested.  Check that it comes from the
  * expected agent; `peer` NULL: it was not loaded. */
 static void
-check_answer(vnx_listener_t *listener, const vnxi_meta_lane_t *lane,
+check_answer(vnx_listener_t *listener, const char *endpoint,
              vnxi_meta_frame_t *request, const vnxi_peer_t *peer)
 {
     if (peer != NULL && request->peer_len > 0 &&
@@ -45,35 +48,41 @@ check_answer(vnx_listener_t *listener, const vnxi_meta_lane_t *lane,
         vnxi_error_set(
             &failure, VNX_ERR_MISMATCH, "vnx_listener_fetch",
             "expected agent '%.*s' at %s; loaded the one that answered",
-            (int)request->peer_len, (const char *)request->peer,
-            lane->endpoint);
+            (int)request->peer_len, (const char *)request->peer, endpoint);
         vnxi_error_peer(&failure, peer->name, peer->name_len);
-        vnxi_meta_failure(listener, lane->endpoint, &failure);
+        vnxi_meta_failure(listener, endpoint, &failure);
     }
     vnxi_meta_sent(listener, request);
 }
 
+/* Report what has come of metadata. */
 static void
-load(vnx_listener_t *listener, const vnxi_meta_lane_t *lane,
-     vnxi_meta_job_t *job)
+report(vnx_listener_t *listener, const char *endpoint, vnx_status_t status,
+       vnx_error_t *failure)
 {
-    vnxi_peer_t *peer = NULL;
-    vnx_error_t failure;
-
-    vnx_status_t status =
-        vnxi_peers_load(listener->agent, job->body, job->len,
-                        &listener->loader.stop, &peer, &failure);
-    if (status == VNX_ERR_CANCELED && atomic_load(&listener->loader.stop)) {
-        return;
-    }
     if (status < 0) {
-        vnxi_meta_failure(listener, lane->endpoint, &failure);
+        vnxi_meta_failure(listener, endpoint, failure);
         vnxi_meta_count(&listener->counters.load_failures);
     } else {
         vnxi_meta_count(&listener->counters.loaded);
     }
+}
+
+static void
+load(vnx_listener_t *listener, vnxi_meta_job_t *job)
+{
+    const char *endpoint = job->source->endpoint;
+    vnxi_peer_t *peer = NULL;
+    vnx_error_t failure;
+
+    vnx_status_t status = vnxi_peer_md_load(
+        listener->agent, &job->peer, &listener->loader.stop, &peer, &failure);
+    if (status == VNX_ERR_CANCELED && atomic_load(&listener->loader.stop)) {
+        return;
+    }
+    report(listener, endpoint, status, &failure);
     if (job->request != NULL) {
-        check_answer(listener, lane, job->request, peer);
+        check_answer(listener, endpoint, job->request, peer);
         job->request = NULL;
     }
     vnxi_peer_release(peer);
@@ -90,31 +99,49 @@ is_peer(vnx_agent_t *agent, const void *name, size_t len)
 }
 
 static void
-invalidate(vnx_listener_t *listener, const vnxi_meta_lane_t *lane,
-           const vnxi_meta_job_t *job)
+invalidate(vnx_listener_t *listener, const vnxi_meta_job_t *job)
 {
     vnx_error_t failure;
 
-    if (!is_peer(listener->agent, job->body, job->len)) {
+    if (!is_peer(listener->agent, job->peer.name, job->peer.name_len)) {
         return;
     }
     vnx_status_t status =
-        vnxi_peers_remove(listener->agent, job->body, job->len,
+        vnxi_peers_remove(listener->agent, job->peer.name, job->peer.name_len,
                           &listener->loader.stop, &failure);
     if (status == VNX_OK) {
         vnxi_meta_count(&listener->counters.invalidated);
     } else if (status != VNX_ERR_CANCELED) {
-        vnxi_meta_failure(listener, lane->endpoint, &failure);
+        vnxi_meta_failure(listener, job->source->endpoint, &failure);
     }
 }
 
-/* -- Threads ---------------------------------------------------------------
+/* -- Jobs ------------------------------------------------------------------
  */
 
 static size_t
 job_bytes(const vnxi_meta_job_t *job)
 {
     return sizeof *job + job->len;
+}
+
+/* NULL: out of memory. */
+static vnxi_meta_job_t *
+job_new(vnxi_meta_source_t *source, const vnxi_meta_command_t *command)
+{
+    vnxi_meta_job_t *job = malloc(sizeof *job + command->len);
+
+    if (job == NULL) {
+        return NULL;
+    }
+    *job = (vnxi_meta_job_t){
+        .source = source,
+        .peer = {.name = job->body, .name_len = command->len},
+        .len = command->len};
+    if (command->len > 0) {
+        memcpy(job->body, command->body, command->len);
+    }
+    return job;
 }
 
 /* If it has answered no request so far, that fails. */
@@ -125,53 +152,83 @@ job_free(vnx_listener_t *listener, vnxi_meta_job_t *job)
         vnxi_meta_unsent(listener, job->request, VNX_ERR_CLOSED,
                          VNXI_META_STOPPED);
     }
+    vnxi_peer_md_free(listener->agent, &job->peer);
     free(job);
 }
 
-/* Remove the first job of a lane that waits, to carry it out or to drop it. */
-static vnxi_meta_job_t *
-take_lock_held(vnxi_meta_loader_t *loader, vnxi_meta_lane_t *lane)
+static bool
+is_running_lock_held(const vnxi_meta_loader_t *loader,
+                     const vnxi_peer_md_t *peer)
 {
-    vnxi_meta_job_t *job = TAILQ_FIRST(&lane->jobs);
+    const vnxi_meta_job_t *job;
+    TAILQ_FOREACH(job, &loader->running, link)
+    {
+        if (job->peer.name_len == peer->name_len &&
+            memcmp(job->peer.name, peer->name, peer->name_len) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
 
-    TAILQ_REMOVE(&lane->jobs, job, link);
-    TAILQ_REMOVE(&loader->waiting, lane, link);
-    loader->waiting_count--;
+/* Remove the oldest job whose peer no thread is busy with.  NULL: none. */
+static vnxi_meta_job_t *
+take_lock_held(vnxi_meta_loader_t *loader)
+{
+    vnxi_meta_job_t *job;
+    TAILQ_FOREACH(job, &loader->waiting, link)
+    {
+        if (!is_running_lock_held(loader, &job->peer)) {
+            TAILQ_REMOVE(&loader->waiting, job, link);
+            loader->waiting_count--;
+            break;
+        }
+    }
     return job;
 }
 
-/* That job is done.  Frees the lane if nobody needs it any more. */
+/* The job is in no list any more.  Frees its source if nobody needs it. */
 static void
-done_lock_held(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
-               const vnxi_meta_job_t *job)
+done_lock_held(vnx_listener_t *listener, vnxi_meta_job_t *job)
 {
     vnxi_meta_loader_t *loader = &listener->loader;
+    vnxi_meta_source_t *source = job->source;
 
-    lane->count--;
-    lane->bytes -= job_bytes(job);
     loader->bytes -= job_bytes(job);
-    if (lane->is_awaited) {
-        lane->is_awaited = false;
+    source->bytes -= job_bytes(job);
+    source->count--;
+    if (source->is_awaited) {
+        source->is_awaited = false;
         loader->has_room = true;
         vnxi_loop_wake(&listener->loop.super);
     }
-    if (lane->count > 0) {
-        TAILQ_INSERT_TAIL(&loader->waiting, lane, link);
-        loader->waiting_count++;
-    } else if (lane->has_ended) {
-        free(lane);
+    if (source->count == 0 && source->has_ended) {
+        free(source);
     }
 }
 
+/* -- Threads ---------------------------------------------------------------
+ */
+
+/* The lock is held before and after, but not meanwhile. */
 static void
-carry_out(vnx_listener_t *listener, const vnxi_meta_lane_t *lane,
-          vnxi_meta_job_t *job)
+carry_out(vnx_listener_t *listener, vnxi_meta_job_t *job)
 {
-    if (job->verb == VNXI_META_LOAD) {
-        load(listener, lane, job);
+    vnxi_meta_loader_t *loader = &listener->loader;
+
+    TAILQ_INSERT_TAIL(&loader->running, job, link);
+    vnxi_mutex_unlock(&listener->lock);
+    if (job->peer.parsed != NULL) {
+        load(listener, job);
     } else {
-        invalidate(listener, lane, job);
+        invalidate(listener, job);
     }
+    vnxi_mutex_lock(&listener->lock);
+    TAILQ_REMOVE(&loader->running, job, link);
+    done_lock_held(listener, job);
+    vnxi_mutex_unlock(&listener->lock);
+    job_free(listener, job);
+    vnxi_mutex_lock(&listener->lock);
 }
 
 static void *
@@ -182,27 +239,20 @@ loader_main(void *arg)
 
     vnxi_mutex_lock(&listener->lock);
     while (!atomic_load(&loader->stop)) {
-        vnxi_meta_lane_t *lane = TAILQ_FIRST(&loader->waiting);
-        if (lane == NULL) {
+        vnxi_meta_job_t *job = take_lock_held(loader);
+        if (job != NULL) {
+            carry_out(listener, job);
+        } else {
             loader->idle++;
             vnxi_cond_wait(&loader->work, &listener->lock);
             loader->idle--;
-            continue;
         }
-        vnxi_meta_job_t *job = take_lock_held(loader, lane);
-        vnxi_mutex_unlock(&listener->lock);
-        carry_out(listener, lane, job);
-        vnxi_mutex_lock(&listener->lock);
-        done_lock_held(listener, lane, job);
-        vnxi_mutex_unlock(&listener->lock);
-        job_free(listener, job);
-        vnxi_mutex_lock(&listener->lock);
     }
     vnxi_mutex_unlock(&listener->lock);
     return NULL;
 }
 
-/* Make sure that a thread is free for another lane, or will be.  Returns 0 or
+/* Make sure that a thread is free for another job, or will be.  Returns 0 or
  * an errno. */
 static int
 need_thread_lock_held(vnx_listener_t *listener)
@@ -222,121 +272,144 @@ need_thread_lock_held(vnx_listener_t *listener)
     return loader->thread_count > 0 ? 0 : ret;
 }
 
-/* -- Lanes -----------------------------------------------------------------
+/* -- Sources ---------------------------------------------------------------
  */
 
-vnxi_meta_lane_t *
-vnxi_meta_lane_new(const char *endpoint)
+vnxi_meta_source_t *
+vnxi_meta_source_new(const char *endpoint)
 {
-    vnxi_meta_lane_t *lane = calloc(1, sizeof *lane);
+    vnxi_meta_source_t *source = calloc(1, sizeof *source);
 
-    if (lane != NULL) {
-        TAILQ_INIT(&lane->jobs);
-        snprintf(lane->endpoint, sizeof lane->endpoint, "%s", endpoint);
+    if (source != NULL) {
+        snprintf(source->endpoint, sizeof source->endpoint, "%s", endpoint);
     }
-    return lane;
+    return source;
 }
 
 void
-vnxi_meta_lane_end(vnx_listener_t *listener, vnxi_meta_lane_t *lane)
+vnxi_meta_source_end(vnx_listener_t *listener, vnxi_meta_source_t *source)
 {
-    if (lane == NULL) {
+    if (source == NULL) {
         return;
     }
     vnxi_mutex_lock(&listener->lock);
-    bool is_empty = lane->count == 0;
-    lane->has_ended = true;
-    lane->is_awaited = false;
+    bool is_unused = source->count == 0;
+    source->has_ended = true;
+    source->is_awaited = false;
     vnxi_mutex_unlock(&listener->lock);
-    if (is_empty) {
-        free(lane);
+    if (is_unused) {
+        free(source);
     }
 }
 
 bool
-vnxi_meta_lane_has_room(vnx_listener_t *listener, vnxi_meta_lane_t *lane)
+vnxi_meta_source_has_room(vnx_listener_t *listener, vnxi_meta_source_t *source)
 {
     vnxi_mutex_lock(&listener->lock);
-    bool has_room = lane->count == 0 ||
-                    (lane->count < VNXI_META_LOADS_MAX &&
+    bool has_room = source->count == 0 ||
+                    (source->count < VNXI_META_LOADS_MAX &&
                      listener->loader.bytes < listener->options.max_frame);
-    lane->is_awaited = !has_room;
+    source->is_awaited = !has_room;
     vnxi_mutex_unlock(&listener->lock);
     return has_room;
 }
 
+/* Returns 0 or an errno. */
 static int
-push_lock_held(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
-               vnxi_meta_job_t *job)
+push(vnx_listener_t *listener, vnxi_meta_job_t *job)
 {
     vnxi_meta_loader_t *loader = &listener->loader;
 
-    if (lane->count == 0) {
-        int ret = need_thread_lock_held(listener);
-        if (ret != 0) {
-            return ret;
-        }
-        TAILQ_INSERT_TAIL(&loader->waiting, lane, link);
+    vnxi_mutex_lock(&listener->lock);
+    int ret = need_thread_lock_held(listener);
+    if (ret == 0) {
+        TAILQ_INSERT_TAIL(&loader->waiting, job, link);
         loader->waiting_count++;
+        loader->bytes += job_bytes(job);
+        job->source->bytes += job_bytes(job);
+        job->source->count++;
         vnxi_cond_signal(&loader->work);
     }
-    TAILQ_INSERT_TAIL(&lane->jobs, job, link);
-    lane->count++;
-    lane->bytes += job_bytes(job);
-    loader->bytes += job_bytes(job);
-    return 0;
+    vnxi_mutex_unlock(&listener->lock);
+    return ret;
 }
 
-/* A command cannot be carried out. */
+/* A command is not carried out for this reason. */
 static void
-fail(vnx_listener_t *listener, const char *endpoint, vnxi_meta_verb_t verb,
-     vnxi_meta_frame_t *request, vnx_status_t status, const char *cause)
+refuse(vnx_listener_t *listener, const char *endpoint, vnx_status_t status,
+       const char *cause)
 {
     vnx_error_t failure;
 
     vnxi_error_set(&failure, status, "vnx_listener_start",
                    "a command was not carried out: %s", cause);
     vnxi_meta_failure(listener, endpoint, &failure);
-    if (verb == VNXI_META_LOAD) {
-        vnxi_meta_count(&listener->counters.load_failures);
+}
+
+/* Queue a job; NULL: there was no memory for it.  False: it was refused. */
+static bool
+submit(vnx_listener_t *listener, const vnxi_meta_source_t *source,
+       vnxi_meta_job_t *job)
+{
+    int err = job != NULL ? push(listener, job) : ENOMEM;
+
+    if (err == 0) {
+        return true;
     }
-    if (request != NULL) {
-        vnxi_meta_unsent(listener, request, status, cause);
+    refuse(listener, source->endpoint,
+           err == ENOMEM ? VNX_ERR_NO_MEMORY : VNX_ERR_BACKEND,
+           vnxi_errno(err));
+    if (job != NULL) {
+        vnxi_peer_md_free(listener->agent, &job->peer);
+        free(job);
     }
+    return false;
 }
 
 void
-vnxi_meta_lane_push(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
-                    const vnxi_meta_command_t *command,
-                    vnxi_meta_frame_t *request)
+vnxi_meta_source_invalidate(vnx_listener_t *listener,
+                            vnxi_meta_source_t *source,
+                            const vnxi_meta_command_t *command)
 {
-    vnxi_meta_job_t *job = malloc(sizeof *job + command->len);
+    submit(listener, source, job_new(source, command));
+}
 
-    if (job == NULL) {
-        fail(listener, lane->endpoint, command->verb, request,
-             VNX_ERR_NO_MEMORY, "out of memory");
-        return;
+/* Metadata that cannot be parsed needs no thread. */
+void
+vnxi_meta_source_load(vnx_listener_t *listener, vnxi_meta_source_t *source,
+                      const vnxi_meta_command_t *command,
+                      vnxi_meta_frame_t *request)
+{
+    vnxi_meta_job_t *job = job_new(source, command);
+    vnx_error_t failure;
+
+    if (job != NULL) {
+        vnx_status_t status = vnxi_peer_md_parse(
+            listener->agent, job->body, job->len, &job->peer, &failure);
+        if (status != VNX_OK) {
+            report(listener, source->endpoint, status, &failure);
+            if (request != NULL) {
+                check_answer(listener, source->endpoint, request, NULL);
+            }
+            free(job);
+            return;
+        }
+        job->request = request;
     }
-    *job = (vnxi_meta_job_t){.verb = command->verb, .len = command->len};
-    if (command->len > 0) {
-        memcpy(job->body, command->body, command->len);
-    }
-    vnxi_mutex_lock(&listener->lock);
-    int ret = push_lock_held(listener, lane, job);
-    job->request = ret == 0 ? request : NULL;
-    vnxi_mutex_unlock(&listener->lock);
-    if (ret != 0) {
-        fail(listener, lane->endpoint, command->verb, request, VNX_ERR_BACKEND,
-             vnxi_errno(ret));
-        free(job);
+    if (!submit(listener, source, job)) {
+        vnxi_meta_count(&listener->counters.load_failures);
+        if (request != NULL) {
+            check_answer(listener, source->endpoint, request, NULL);
+        }
     }
 }
 
 uint64_t
-vnxi_meta_lane_bytes(vnx_listener_t *listener, const vnxi_meta_lane_t *lane)
+vnxi_meta_source_bytes(vnx_listener_t *listener,
+                       const vnxi_meta_source_t *source)
 {
     vnxi_mutex_lock(&listener->lock);
-    uint64_t bytes = lane->bytes;
+    uint64_t bytes = source->bytes;
     vnxi_mutex_unlock(&listener->lock);
     return bytes;
 }
@@ -350,16 +423,17 @@ vnxi_meta_loader_bytes(vnx_listener_t *listener)
     return bytes;
 }
 
-static vnxi_meta_lane_t *
+/* The oldest job of the connection that has ended and has most bytes. */
+static vnxi_meta_job_t *
 largest_ended_lock_held(const vnxi_meta_loader_t *loader)
 {
-    vnxi_meta_lane_t *lane, *largest = NULL;
+    vnxi_meta_job_t *job, *largest = NULL;
 
-    TAILQ_FOREACH(lane, &loader->waiting, link)
+    TAILQ_FOREACH(job, &loader->waiting, link)
     {
-        if (lane->has_ended &&
-            (largest == NULL || lane->bytes > largest->bytes)) {
-            largest = lane;
+        if (job->source->has_ended &&
+            (largest == NULL || job->source->bytes > largest->source->bytes)) {
+            largest = job;
         }
     }
     return largest;
@@ -370,22 +444,27 @@ vnxi_meta_loader_drop(vnx_listener_t *listener, uint64_t bytes)
 {
     vnxi_meta_loader_t *loader = &listener->loader;
     char endpoint[VNXI_META_ENDPOINT];
-    vnxi_meta_job_t *job = NULL;
 
     vnxi_mutex_lock(&listener->lock);
-    vnxi_meta_lane_t *lane = largest_ended_lock_held(loader);
-    if (lane != NULL && lane->bytes >= bytes) {
-        memcpy(endpoint, lane->endpoint, sizeof endpoint);
-        job = take_lock_held(loader, lane);
-        done_lock_held(listener, lane, job);
+    vnxi_meta_job_t *job = largest_ended_lock_held(loader);
+    if (job != NULL && job->source->bytes < bytes) {
+        job = NULL;
+    }
+    if (job != NULL) {
+        memcpy(endpoint, job->source->endpoint, sizeof endpoint);
+        TAILQ_REMOVE(&loader->waiting, job, link);
+        loader->waiting_count--;
+        done_lock_held(listener, job);
     }
     vnxi_mutex_unlock(&listener->lock);
     if (job == NULL) {
         return false;
     }
-    fail(listener, endpoint, job->verb, job->request, VNX_ERR_BACKEND,
-         VNXI_META_FULL);
-    free(job);
+    refuse(listener, endpoint, VNX_ERR_BACKEND, VNXI_META_FULL);
+    if (job->peer.parsed != NULL) {
+        vnxi_meta_count(&listener->counters.load_failures);
+    }
+    job_free(listener, job);
     return true;
 }
 
@@ -396,6 +475,7 @@ void
 vnxi_meta_loader_init(vnxi_meta_loader_t *loader)
 {
     TAILQ_INIT(&loader->waiting);
+    TAILQ_INIT(&loader->running);
     vnxi_cond_init(&loader->work);
 }
 
@@ -413,16 +493,15 @@ void
 vnxi_meta_loader_join(vnx_listener_t *listener)
 {
     vnxi_meta_loader_t *loader = &listener->loader;
-    vnxi_meta_lane_t *lane;
+    vnxi_meta_job_t *job;
 
     for (unsigned i = 0; i < loader->thread_count; i++) {
         pthread_join(loader->threads[i], NULL);
     }
     loader->thread_count = 0;
     vnxi_mutex_lock(&listener->lock);
-    while ((lane = TAILQ_FIRST(&loader->waiting)) != NULL) {
-        vnxi_meta_job_t *job = take_lock_held(loader, lane);
-        done_lock_held(listener, lane, job);
+    while ((job = take_lock_held(loader)) != NULL) {
+        done_lock_held(listener, job);
         vnxi_mutex_unlock(&listener->lock);
         job_free(listener, job);
         vnxi_mutex_lock(&listener->lock);

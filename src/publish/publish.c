@@ -265,9 +265,8 @@ load(vnx_agent_t *agent, const void *bytes, size_t len, vnx_peer_t *out,
     vnx_status_t status = vnxi_publication_read(
         bytes, len, &agent->signature_key, OP_ATTACH, publication, error);
     if (status == VNX_OK) {
-        status =
-            vnxi_peers_load(agent, publication->metadata,
-                            publication->metadata_len, NULL, &peer, error);
+        status = vnxi_peers_load(agent, publication->metadata,
+                                 publication->metadata_len, &peer, error);
         publication->metadata = NULL; /* the bytes are the caller's */
     }
     if (status == VNX_OK) {

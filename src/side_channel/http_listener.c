@@ -284,6 +284,7 @@ conn_begin(http_conn_t *conn)
     struct bufferevent *bev = conn->super.bev;
     int fd = bufferevent_getfd(bev);
 
+    vnxi_stat_add(&conn->super.server->stats->accepted);
     if (!conn_adopt(conn)) {
         return;
     }
@@ -368,10 +369,10 @@ on_connect(struct event_base *base, void *arg)
     (void)base;
     http_listener_t *listener = arg;
 
-    vnxi_stat_add(&listener->super.stats->accepted);
     vnxi_acceptor_count(&listener->super.acceptor);
     http_conn_t *conn = conn_new(listener);
     if (conn == NULL) {
+        vnxi_stat_add(&listener->super.stats->accepted);
         return NULL;
     }
     TAILQ_INSERT_TAIL(&listener->arrived, &conn->super, link);

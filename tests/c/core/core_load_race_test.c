@@ -18,12 +18,16 @@ load_main(void *arg)
 {
     load_t *load = arg;
     vnxi_peer_t *peer = NULL;
+    vnxi_peer_md_t md;
 
-    load->status = vnxi_peers_load(load->agent, load->blob.data,
-                                   load->blob.len, load->stop, &peer, NULL);
+    load->status = vnxi_peer_md_parse(load->agent, load->blob.data,
+                                      load->blob.len, &md, NULL);
     if (load->status == VNX_OK) {
-        vnxi_peer_release(peer);
+        load->status =
+            vnxi_peer_md_load(load->agent, &md, load->stop, &peer, NULL);
+        vnxi_peer_md_free(load->agent, &md);
     }
+    vnxi_peer_release(peer);
     return NULL;
 }
 

@@ -384,34 +384,35 @@ test_attack_by_hoarders(void **state)
     node_free(&node);
 }
 
-/* Commands that wait count too, also those of peers that have left: these are
+/* Commands that wait count too, also those of a peer that has left: these are
  * dropped. */
 static void
 test_attack_by_commands_that_wait(void **state)
 {
     (void)state;
-    enum { BUSY = 8, HOARDERS = 3, NAME = 50000 };
-    vnx_listener_options_t options = {.size = sizeof options,
-                                      .max_frame = FRAME_MAX};
-    node_t node = node_listening("here", &options);
+    enum { HOARDERS = 5, LEN = 24 << 10 };
+    static unsigned char memory[LEN];
+    node_t node = node_small(20000);
     vnx_agent_t *stopped = make_agent("stopped");
-    unsigned char *name = pattern(NAME, 5);
-    vnx_bytes_t blob;
-    int fds[BUSY + HOARDERS];
+    vnx_bytes_t blob = {.len = 0};
+    int fds[1 + HOARDERS];
 
+    for (size_t i = 0; blob.len < LEN; i += 2) {
+        assert_true(i < LEN);
+        register_at(stopped, memory + i, 1);
+        free(blob.data);
+        assert_ok(vnx_agent_metadata(stopped, &blob, e));
+    }
     slow_load_begin(node.agent, "stopped");
-    assert_ok(vnx_agent_metadata(stopped, &blob, e));
-    for (int i = 0; i < BUSY; i++) { /* as many as there are threads */
+    for (int i = 0; i < 1 + HOARDERS; i++) {
         fds[i] = peer_connect(node.port);
         raw_command(fds[i], "LOAD", blob.data, blob.len);
-    }
-    for (int i = BUSY; i < BUSY + HOARDERS; i++) {
-        fds[i] = peer_connect(node.port);
-        raw_command(fds[i], "LOAD", name, NAME);
-        if (i == BUSY) {
-            WAIT_UNTIL(counts(&node).open == BUSY + 1);
+        if (i == 0) {
+            slow_load_await(&slow_has_begun);
+        } else if (i == 1) {
+            WAIT_UNTIL(counts(&node).open == 2);
             close(fds[i]);
-            WAIT_UNTIL(counts(&node).open == BUSY);
+            WAIT_UNTIL(counts(&node).open == 1);
         }
     }
     WAIT_UNTIL(counts(&node).load_failures == 1);
@@ -419,14 +420,12 @@ test_attack_by_commands_that_wait(void **state)
     assert_int_equal(counts(&node).refused, 0);
     expect_service(&node);
     atomic_store(&slow_goes_on, true);
-    WAIT_UNTIL(counts(&node).loaded == BUSY);
-    WAIT_UNTIL(counts(&node).load_failures == HOARDERS);
-    for (int i = 0; i < BUSY + HOARDERS; i++) {
-        if (i != BUSY) {
+    WAIT_UNTIL(counts(&node).loaded == HOARDERS);
+    for (int i = 0; i < 1 + HOARDERS; i++) {
+        if (i != 1) {
             close(fds[i]);
         }
     }
-    free(name);
     free(blob.data);
     node_free(&node);
     vnx_agent_release(stopped);

@@ -286,19 +286,17 @@ static void
 test_listener_stops_while_a_load_waits(void **state)
 {
     (void)state;
-    vnx_agent_t *stopped = make_agent("stopped"), *other = make_agent("other");
+    vnx_agent_t *stopped = make_agent("stopped");
     int fd;
     node_t node = node_loading(stopped, &fd);
 
-    send_load(fd, other);
+    send_load(fd, stopped);
     vnx_listener_stop(node.listener);
     assert_false(knows(&node, "stopped"));
-    assert_false(knows(&node, "other"));
     assert_int_equal(counts(&node).loaded + counts(&node).load_failures, 0);
     close(fd);
     node_free(&node);
     vnx_agent_release(stopped);
-    vnx_agent_release(other);
 }
 
 static void
@@ -327,42 +325,70 @@ test_listener_carries_out_many_commands_in_their_order(void **state)
 {
     (void)state;
     enum { LOADS = 50 };
-    vnx_agent_t *stopped = make_agent("stopped"), *other = make_agent("other");
+    vnx_agent_t *stopped = make_agent("stopped");
     int fd;
     node_t node = node_loading(stopped, &fd);
     size_t len;
 
     for (int i = 0; i < LOADS; i++) {
-        send_load(fd, other);
-        raw_command(fd, "INVL", "other", 5);
+        raw_command(fd, "INVL", "stopped", 7);
+        send_load(fd, stopped);
     }
     raw_command(fd, "SEND", NULL, 0);
     atomic_store(&slow_goes_on, true);
     free(raw_load(fd, &len));
-    WAIT_UNTIL(counts(&node).invalidated == LOADS);
-    assert_int_equal(counts(&node).loaded, 1 + LOADS);
+    WAIT_UNTIL(counts(&node).loaded == 1 + LOADS);
+    assert_int_equal(counts(&node).invalidated, LOADS);
+    assert_true(knows(&node, "stopped"));
     close(fd);
     node_free(&node);
     vnx_agent_release(stopped);
-    vnx_agent_release(other);
+}
+
+/* An agent that restarts withdraws its metadata over one connection, and sends
+ * it over another. */
+static void
+test_listener_keeps_the_order_over_connections(void **state)
+{
+    (void)state;
+    vnx_agent_t *stopped = make_agent("stopped");
+    int fd, fd2;
+    node_t node = node_loading(stopped, &fd);
+    size_t len;
+
+    raw_command(fd, "INVL", "stopped", 7);
+    raw_command(fd, "SEND", NULL, 0);
+    free(raw_load(fd, &len)); /* both have arrived */
+    fd2 = peer_connect(node.port);
+    send_load(fd2, stopped);
+    raw_command(fd2, "SEND", NULL, 0);
+    free(raw_load(fd2, &len));
+    atomic_store(&slow_goes_on, true);
+    WAIT_UNTIL(counts(&node).loaded == 2);
+    assert_int_equal(counts(&node).invalidated, 1);
+    assert_true(knows(&node, "stopped"));
+    close(fd);
+    close(fd2);
+    node_free(&node);
+    vnx_agent_release(stopped);
 }
 
 static void
 test_listener_carries_out_commands_of_a_peer_that_has_left(void **state)
 {
     (void)state;
-    vnx_agent_t *stopped = make_agent("stopped"), *other = make_agent("other");
+    vnx_agent_t *stopped = make_agent("stopped");
     int fd;
     node_t node = node_loading(stopped, &fd);
 
-    send_load(fd, other);
+    raw_command(fd, "INVL", "stopped", 7);
     close(fd);
     WAIT_UNTIL(counts(&node).open == 0);
     atomic_store(&slow_goes_on, true);
-    WAIT_UNTIL(knows(&node, "other"));
+    WAIT_UNTIL(counts(&node).invalidated == 1);
+    assert_int_equal(counts(&node).loaded, 1);
     node_free(&node);
     vnx_agent_release(stopped);
-    vnx_agent_release(other);
 }
 
 /* -- What is sent --------------------------------------------------------- */
@@ -909,6 +935,7 @@ main(void)
         cmocka_unit_test(test_listener_reports_a_fetch_that_it_stops),
         cmocka_unit_test(
             test_listener_carries_out_many_commands_in_their_order),
+        cmocka_unit_test(test_listener_keeps_the_order_over_connections),
         cmocka_unit_test(
             test_listener_carries_out_commands_of_a_peer_that_has_left),
         cmocka_unit_test(test_listener_sends_the_bytes_of_nixl),

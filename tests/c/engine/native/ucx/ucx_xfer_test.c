@@ -900,6 +900,7 @@ in_child(void (*check)(void))
     int status;
     pid_t child = fork();
 
+    assert_true(child >= 0);
     if (child == 0) {
         begin(2, 20.0, VNX_OP_READ, 4096, 2000);
         check();
@@ -930,6 +931,9 @@ static void
 test_ucx_xfer_posted_while_the_process_ends(void **state)
 {
     (void)state;
+    if (fake_is_late) {
+        return; /* no request ends here */
+    }
     in_child(post_before_the_first_slice);
     in_child(post_after_the_first_slice);
 }
@@ -938,6 +942,8 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        /* First: TSan's process cannot be forked when it has grown. */
+        with_fake(test_ucx_xfer_posted_while_the_process_ends),
         with_fake(test_ucx_xfer_moves_bytes),
         with_fake(test_ucx_xfer_sends_long_rows_in_long_requests),
         with_fake(test_ucx_xfer_moves_bytes_at_once),
@@ -974,7 +980,6 @@ main(void)
         with_fake(test_ucx_xfer_reset_requires_an_answer),
         with_fake(test_ucx_xfer_cancel_of_a_stuck_transfer),
         with_fake(test_ucx_xfer_stall_of_a_flush),
-        with_fake(test_ucx_xfer_posted_while_the_process_ends),
     };
     return fake_run_group_tests_twice(tests);
 }
