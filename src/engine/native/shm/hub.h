@@ -60,7 +60,7 @@ typedef struct vnxi_hub_callbacks {
                      uint64_t link_id, const vnxi_control_t *control);
     void (*answered)(void *context, const void *entry, size_t entry_len,
                      vnxi_link_t *link, const vnxi_control_t *control);
-    /* An accepted link has ended. */
+    /* An accepted link has ended, whichever side has ended it. */
     void (*asker_gone)(void *context, uint64_t link_id);
     /* The time set by vnxi_hub_alarm() has come.  On the hub's thread. */
     void (*alarm)(void *context);

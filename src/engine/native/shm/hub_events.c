@@ -102,9 +102,6 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
         vnxi_log(VNX_LOG_DEBUG, hub->name,
                  "the connection from process %d has ended: %s",
                  (int)link->pid, cause);
-        if (link->sender != NULL) {
-            hub->callbacks.asker_gone(hub->callbacks.context, link->id);
-        }
     } else {
         hub->callbacks.ended(hub->callbacks.context, link, cause);
     }

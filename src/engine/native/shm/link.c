@@ -600,8 +600,11 @@ vnxi_link_detach(vnxi_link_t *link)
     }
     if (link->accepted) {
         hub->accepted_count--;
-        if (link->sender != NULL) {
-            atomic_fetch_sub(&hub->accepted, 1);
+    }
+    if (link->accepted && link->sender != NULL) {
+        atomic_fetch_sub(&hub->accepted, 1);
+        if (!hub->stopped) {
+            hub->callbacks.asker_gone(hub->callbacks.context, link->id);
         }
     }
     vnxi_link_unref(link);
