@@ -266,7 +266,7 @@ on_confirmed(vnxi_hub_t *hub, vnxi_link_t *link,
 }
 
 /* Every frame that announces descriptors takes the set that came with it.  A
- * set that is not as announced was cut by the kernel, because this process has
+ * smaller set than announced was cut by the kernel, because this process has
  * too many descriptors. */
 static link_end_t
 on_control(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
@@ -274,7 +274,8 @@ on_control(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     vnxi_link_frame_control_t read;
 
     if (!vnxi_link_frame_read_control(frame, &read) ||
-        (read.fd_count > 0 && link->fd_set_count == 0)) {
+        (read.fd_count > 0 && (link->fd_set_count == 0 ||
+                               link->fd_sets[0].count > read.fd_count))) {
         return LINK_MALFORMED;
     }
     vnxi_control_t control = {.data = read.data, .len = read.len};
@@ -357,6 +358,15 @@ take_frames(vnxi_hub_t *hub, vnxi_link_t *link, size_t len)
 
 /* -- Reading -------------------------------------------------------------- */
 
+/* Descriptors come with the first byte of their frame, so only a frame whose
+ * end is missing can still take some. */
+static bool
+has_stray_fds(const vnxi_link_t *link)
+{
+    return link->fd_set_count > 0 &&
+           !vnxi_link_frame_reader_is_within(&link->reader);
+}
+
 /* The descriptors that came with one read belong to one frame: the kernel
  * returns before it comes to the next that has some.  False: too many, or no
  * memory; they are closed. */
@@ -426,7 +436,9 @@ read_once(vnxi_hub_t *hub, vnxi_link_t *link, size_t *got_p)
 
     *got_p = got > 0 ? (size_t)got : 0;
     if (got > 0) {
-        return take_frames(hub, link, (size_t)got);
+        link_end_t end = take_frames(hub, link, (size_t)got);
+        return end == LINK_CONTINUES && has_stray_fds(link) ? LINK_MALFORMED
+                                                            : end;
     }
     /* A reset: the other end closed without reading everything. */
     if (got == 0 || errno == ECONNRESET) {

@@ -161,6 +161,14 @@ void vnxi_link_frame_reader_feed(vnxi_link_frame_reader_t *reader,
 vnxi_link_frame_result_t
 vnxi_link_frame_reader_next(vnxi_link_frame_reader_t *reader,
                             vnxi_link_frame_t *frame_p);
+
+/* After NEED_MORE: is the end of a frame missing? */
+static inline bool
+vnxi_link_frame_reader_is_within(const vnxi_link_frame_reader_t *reader)
+{
+    return reader->kept_len > 0;
+}
+
 void vnxi_link_frame_reader_fini(vnxi_link_frame_reader_t *reader);
 
 /* Parse the body of a HELLO; false: malformed.  Borrows from the frame. */
