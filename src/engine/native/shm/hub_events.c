@@ -497,6 +497,7 @@ vnxi_hub_set_timer(vnxi_hub_t *hub)
     struct itimerspec when = {0};
 
     due = earlier(due, atomic_load(&hub->alarm));
+    due = earlier(due, atomic_load(&hub->flush));
     if (hub->silent_first != NULL) {
         due = earlier(due, hub->silent_first->hello_deadline);
     }
@@ -525,13 +526,17 @@ drop_oldest_silent(vnxi_hub_t *hub)
 void
 vnxi_hub_expire(vnxi_hub_t *hub)
 {
-    uint64_t now = vnxi_clock_ns();
+    uint64_t now = vnxi_clock_ns(), flush = atomic_load(&hub->flush);
 
     if (hub->listener_resumes != 0 && hub->listener_resumes <= now) {
         struct epoll_event event = {.events = EPOLLIN,
                                     .data.u64 = vnxi_link_tag(NULL, 0)};
         epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &event);
         hub->listener_resumes = 0;
+    }
+    if (flush != 0 && flush <= now) {
+        atomic_store(&hub->flush, 0);
+        vnxi_link_flush_all(hub);
     }
     while (hub->silent_first != NULL &&
            hub->silent_first->hello_deadline <= now) {

@@ -67,6 +67,8 @@ struct vnxi_link {
     vnxi_mutex_t send_lock;
     int fd; /* set to -1 by the loop, holding send_lock */
     vnxi_link_queue_t queue;
+    bool is_refused; /* the kernel takes no more descriptors now */
+    bool is_watched; /* for room */
 
     /* of the loop */
     vnxi_link_frame_reader_t reader;
@@ -107,6 +109,8 @@ struct vnxi_hub {
     atomic_size_t accepted; /* links that sent HELLO */
     _Atomic(vnxi_link_t *) deferred;
     atomic_uint_fast64_t alarm; /* when to call callbacks.alarm; 0: never */
+    atomic_uint_fast64_t flush; /* when to send again what was refused; 0:
+                                   never */
 
     vnxi_mutex_t loop;
     /* of the loop */
@@ -147,8 +151,9 @@ void vnxi_hub_round(vnxi_hub_t *hub);
 /* Set the timer to the next event that is due.  Requires the loop. */
 void vnxi_hub_set_timer(vnxi_hub_t *hub);
 
-/* Accept again after a lack of descriptors, and end the accepted links that
- * have sent no HELLO for too long, if it is time.  Requires the loop. */
+/* Accept again after a lack of descriptors, send descriptors again, and end
+ * the accepted links that have sent no HELLO for too long, if it is time.
+ * Requires the loop. */
 void vnxi_hub_expire(vnxi_hub_t *hub);
 
 /* -- link.c --------------------------------------------------------------- */
@@ -173,6 +178,9 @@ vnx_status_t vnxi_link_send(vnxi_link_t *link, const vnxi_writer_t *frames,
 
 /* Write queued data as far as the socket takes it. */
 void vnxi_link_flush(vnxi_link_t *link);
+
+/* The same for all links. */
+void vnxi_link_flush_all(vnxi_hub_t *hub);
 
 /* Add a link to its hub and to the epoll set.  VNX_ERR_CLOSED: stopped. */
 vnx_status_t vnxi_link_attach(vnxi_link_t *link, vnx_error_t *error);

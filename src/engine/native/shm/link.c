@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
@@ -25,6 +26,7 @@
 #define SEND "vnx_agent_send_notif"
 #define CONTROL "vnx_xfer_post"
 #define SHOWN_NAME_MAX 100u
+#define REFUSED_WAIT_NS (10u * UINT64_C(1000000))
 
 /* -- Life cycle ----------------------------------------------------------- */
 
@@ -175,16 +177,27 @@ vnxi_link_note_refuser(vnxi_link_t *link,
 
 /* -- Sending -------------------------------------------------------------- */
 
-/* Start or stop waiting for room in the socket.  Requires send_lock. */
+/* Have the loop write the queue: when the socket has room or, if that is not
+ * what is missing, in a while.  Requires send_lock. */
 static void
-watch_room(vnxi_link_t *link, bool watch)
+expect_room(vnxi_link_t *link)
 {
+    bool watch = link->queue.bytes > 0 && !link->is_refused;
     struct epoll_event event = {
         .events = watch ? EPOLLIN | EPOLLOUT : EPOLLIN,
         .data.u64 = vnxi_link_tag(link, 0),
     };
+    uint64_t never = 0;
 
-    epoll_ctl(link->hub->inner, EPOLL_CTL_MOD, link->fd, &event);
+    if (watch != link->is_watched) {
+        link->is_watched = watch;
+        epoll_ctl(link->hub->inner, EPOLL_CTL_MOD, link->fd, &event);
+    }
+    if (link->queue.bytes > 0 && link->is_refused &&
+        atomic_compare_exchange_strong(&link->hub->flush, &never,
+                                       vnxi_clock_deadline(REFUSED_WAIT_NS))) {
+        vnxi_hub_wake(link->hub);
+    }
 }
 
 typedef struct fd_list {
@@ -193,9 +206,9 @@ typedef struct fd_list {
 } fd_list_t;
 
 /* As sendmsg(), but 0 if the socket takes nothing now.  The descriptors go
- * with the first byte. */
+ * with the first byte.  Requires send_lock. */
 static ssize_t
-write_some(int fd, struct iovec *parts, size_t count, fd_list_t fds)
+write_some(vnxi_link_t *link, struct iovec *parts, size_t count, fd_list_t fds)
 {
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
     union {
@@ -214,10 +227,13 @@ write_some(int fd, struct iovec *parts, size_t count, fd_list_t fds)
         memcpy(CMSG_DATA(&control.header), fds.fds, size);
     }
     do {
-        done = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        done = sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     } while (done < 0 && errno == EINTR);
-    if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK ||
-                     errno == ENOBUFS || errno == ENOMEM)) {
+    /* All processes of the user have sent too many that were not received. */
+    link->is_refused = done < 0 && errno == ETOOMANYREFS;
+    if (done < 0 &&
+        (errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS ||
+         errno == ENOMEM || link->is_refused)) {
         return 0;
     }
     return done;
@@ -285,7 +301,7 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len, fd_list_t fds,
                               queued);
     }
     if (queued == 0) {
-        done = write_some(link->fd, parts, 2, fds);
+        done = write_some(link, parts, 2, fds);
         if (done < 0) {
             break_off(link);
             return error_gone(operation, error);
@@ -299,9 +315,7 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len, fd_list_t fds,
         return vnxi_error_no_memory(error, operation, len);
     }
     *queued_p = done == 0;
-    if (queued == 0) {
-        watch_room(link, true);
-    }
+    expect_room(link);
     return VNX_OK;
 }
 
@@ -420,7 +434,7 @@ flush_queue(vnxi_link_t *link)
         front.iov_base = (void *)(uintptr_t)vnxi_link_queue_front(
             &link->queue, &front.iov_len);
         fds.fds = vnxi_link_queue_fds(&link->queue, &fds.count);
-        ssize_t done = write_some(link->fd, &front, 1, fds);
+        ssize_t done = write_some(link, &front, 1, fds);
         if (done == 0) {
             return false;
         }
@@ -437,10 +451,21 @@ void
 vnxi_link_flush(vnxi_link_t *link)
 {
     vnxi_mutex_lock(&link->send_lock);
-    if (link->fd >= 0 && (flush_queue(link) || link->queue.bytes == 0)) {
-        watch_room(link, false);
+    if (link->fd >= 0) {
+        flush_queue(link);
+        expect_room(link);
     }
     vnxi_mutex_unlock(&link->send_lock);
+}
+
+void
+vnxi_link_flush_all(vnxi_hub_t *hub)
+{
+    vnxi_mutex_lock(&hub->lists);
+    for (vnxi_link_t *link = hub->links; link != NULL; link = link->next) {
+        vnxi_link_flush(link);
+    }
+    vnxi_mutex_unlock(&hub->lists);
 }
 
 /* -- The links of a hub --------------------------------------------------- */
@@ -452,6 +477,7 @@ watch_link(vnxi_link_t *link)
     const vnxi_hub_t *hub = link->hub;
     uint32_t events = link->queue.bytes > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN;
 
+    link->is_watched = link->queue.bytes > 0;
     if (vnxi_hub_watch(hub->inner, link->fd, events, vnxi_link_tag(link, 0)) !=
         0) {
         return -1;
@@ -649,7 +675,7 @@ send_bye(vnxi_link_t *link)
     if (link->fd >= 0 && !vnxi_fds_lost(link->fds)) {
         if (flush_queue(link)) {
             vnxi_link_frame_header(VNXI_LINK_FRAME_BYE, 0, header);
-            write_some(link->fd, &bye, 1, (fd_list_t){0});
+            write_some(link, &bye, 1, (fd_list_t){0});
         }
         /* The loop need not wake up for an end that is caused here.  And a
          * forked child may hold the socket: closing alone would not end it. */
