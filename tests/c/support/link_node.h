@@ -3,9 +3,10 @@
  * *peer* is a node in a forked process that executes commands.  Peers are
  * forked before the test starts a thread.
  *
- * A notification made here has its origin (`stream`), its number in that
- * stream and a pattern, so that the receiver detects loss, duplicates, wrong
- * order and damage.
+ * A notification or control message made here has its origin (`stream`), its
+ * number in that stream and a pattern, so that the receiver detects loss,
+ * duplicates, wrong order and damage.  The descriptors of a control message
+ * are eventfds that have numbers, too.
  *
  * A node answers confirm requests as if all even addresses were registered.
  */
@@ -15,6 +16,7 @@
 #include "open_fds.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -22,7 +24,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -45,6 +49,8 @@ typedef struct node_account {
     char sender[64];
     size_t revoked, ended, answers, alarms;
     size_t controls, control_fds, askers_gone;
+    size_t lost;    /* control messages without their descriptors */
+    size_t fds;     /* of the process, when the record was asked for */
     uint64_t asker; /* of the last control message */
     uint64_t epoch;
     vnx_mem_t mem;
@@ -220,21 +226,50 @@ node_on_confirmed(void *context, vnxi_link_t *link,
     return fits;
 }
 
-/* Control messages are counted, and their descriptors closed. */
+/* Of descriptor `i` of the control message with this number. */
+static inline uint64_t
+node_fd_number(uint32_t message, size_t i)
+{
+    return (uint64_t)message * VNXI_CONTROL_FDS_MAX + i + 1;
+}
+
+/* False the second time, too. */
+static inline bool
+node_fd_is_good(int fd, uint64_t number)
+{
+    uint64_t found;
+    return (fcntl(fd, F_GETFD) & FD_CLOEXEC) != 0 &&
+           read(fd, &found, sizeof found) == (ssize_t)sizeof found &&
+           found == number;
+}
+
 static inline void
 node_on_control(node_t *node, const void *entry, size_t entry_len,
                 uint64_t asker, const vnxi_control_t *control)
 {
-    pthread_mutex_lock(&node->lock);
-    node->account.controls++;
-    node->account.control_fds += control->fd_count;
-    node->account.bad += entry_len != 4 || memcmp(entry, "TEST", 4) != 0;
-    node->account.asker = asker;
-    pthread_cond_broadcast(&node->changed);
-    pthread_mutex_unlock(&node->lock);
+    uint32_t stream = 0, number = 0;
+    bool good =
+        entry_len == 4 && memcmp(entry, "TEST", 4) == 0 &&
+        node_message_is_good(control->data, control->len, &stream, &number);
+
     for (size_t i = 0; i < control->fd_count; i++) {
+        good = node_fd_is_good(control->fds[i], node_fd_number(number, i)) &&
+               good;
         vnxi_fork_fd_close(control->fds[i]);
     }
+    pthread_mutex_lock(&node->lock);
+    node_account_t *account = &node->account;
+    account->controls++;
+    account->control_fds += control->fd_count;
+    account->lost += control->has_lost_fds;
+    account->asker = asker;
+    if (!good || account->next[stream] != number) {
+        account->bad++;
+    } else {
+        account->next[stream]++;
+    }
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
 }
 
 static inline void
@@ -438,6 +473,44 @@ node_send(vnxi_link_t *link, uint32_t stream, uint32_t first, uint32_t count,
     return status;
 }
 
+/* Make the descriptors of the control message with this number. */
+static inline void
+node_make_fds(int *fds, size_t count, uint32_t number)
+{
+    for (size_t i = 0; i < count; i++) {
+        int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        uint64_t own = node_fd_number(number, i);
+        if (fd < 0 || write(fd, &own, sizeof own) != (ssize_t)sizeof own) {
+            abort();
+        }
+        fds[i] = vnxi_fork_fd_own(fd);
+    }
+}
+
+/* `count` control messages of `len` bytes with `fd_count` descriptors each,
+ * stream 0, numbered from `first` on.  link NULL: to the last asker. */
+static inline vnx_status_t
+node_send_control(node_t *node, vnxi_link_t *link, uint32_t first,
+                  uint32_t count, size_t len, size_t fd_count)
+{
+    unsigned char *message = malloc(len);
+    int fds[VNXI_CONTROL_FDS_MAX];
+    const vnxi_control_t control = {
+        .data = message, .len = len, .fds = fds, .fd_count = fd_count};
+    vnx_status_t status = VNX_OK;
+
+    for (uint32_t i = 0; i < count && status == VNX_OK; i++) {
+        node_message(message, len, 0, first + i);
+        node_make_fds(fds, fd_count, first + i);
+        status = link != NULL
+                     ? vnxi_link_send_control(link, "TEST", &control, NULL)
+                     : vnxi_hub_send_control(node->hub, node_look(node).asker,
+                                             "TEST", &control, NULL);
+    }
+    free(message);
+    return status;
+}
+
 /* -- Peers ---------------------------------------------------------------- */
 
 typedef enum order_kind {
@@ -445,6 +518,9 @@ typedef enum order_kind {
     PEER_OPEN, /* a link to `info` -> status */
     PEER_ECHO, /* send back what comes -> status */
     PEER_SEND, /* `count` of `len`, stream 0, numbers from `first` -> status */
+    PEER_ASK,  /* the same, control messages -> status */
+    PEER_ANSWER,  /* the same to the last asker, with `fds` -> status */
+    PEER_LIMIT,   /* have room for `count` more descriptors -> status */
     PEER_REVOKE,  /* `count` rows -> status */
     PEER_CLOSE,   /* the link -> status */
     PEER_POLL,    /* poll until the next order */
@@ -457,7 +533,7 @@ typedef struct order {
     order_kind_t kind;
     vnxi_shm_info_t info;
     uint32_t first, count;
-    size_t len;
+    size_t len, fds;
 } order_t;
 
 /* Orders that are answered with a status are with this record. */
@@ -522,6 +598,25 @@ child_by_fork(int orders)
     return pid;
 }
 
+/* Limit the descriptors to those that are open and `room` more. */
+static inline void
+limit_fds(size_t room)
+{
+    int taken[256], highest = dup(0);
+    struct rlimit limit;
+
+    close(highest); /* the lowest free one */
+    for (size_t i = 0; i < room; i++) {
+        highest = taken[i] = dup(0);
+    }
+    for (size_t i = 0; i < room; i++) {
+        close(taken[i]);
+    }
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = (rlim_t)highest + (room > 0);
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static inline bool
 peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
 {
@@ -532,6 +627,7 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
     switch (order->kind) {
     case PEER_LOOK:
         account = node_look(node);
+        account.fds = open_fds();
         return all_out(orders, &account, sizeof account);
     case PEER_OPEN:
         answer.status =
@@ -549,6 +645,15 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
         if (order->kind == PEER_SEND_DIE) {
             kill(getpid(), SIGKILL);
         }
+        break;
+    case PEER_ASK:
+    case PEER_ANSWER:
+        answer.status = node_send_control(
+            node, order->kind == PEER_ASK ? *link : NULL, order->first,
+            order->count, order->len, order->fds);
+        break;
+    case PEER_LIMIT:
+        limit_fds(order->count);
         break;
     case PEER_REVOKE:
         answer.status = peer_revoke(node, order);
@@ -662,24 +767,33 @@ peer_look(const peer_t *peer)
     return account;
 }
 
-/* Wait until the peer has received `count` notifications, or none for too
- * long; return its record.
- */
+/* Wait until a counter of the peer's record, at this offset, is at least
+ * `count`, or has not changed for too long; return the record. */
+static inline node_account_t
+peer_wait(const peer_t *peer, size_t counter, size_t count)
+{
+    uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
+    node_account_t account;
+    size_t now, before = 0;
+
+    for (;;) {
+        account = peer_look(peer);
+        memcpy(&now, (const char *)&account + counter, sizeof now);
+        if (now >= count || vnxi_clock_ns() >= deadline) {
+            return account;
+        }
+        if (now != before) {
+            deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
+            before = now;
+        }
+        usleep(1000);
+    }
+}
+
 static inline node_account_t
 peer_wait_notifs(const peer_t *peer, size_t count)
 {
-    node_account_t account = peer_look(peer);
-    uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
-
-    while (account.notifs < count && vnxi_clock_ns() < deadline) {
-        size_t before = account.notifs;
-        usleep(1000);
-        account = peer_look(peer);
-        if (account.notifs != before) {
-            deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
-        }
-    }
-    return account;
+    return peer_wait(peer, offsetof(node_account_t, notifs), count);
 }
 
 static inline void
@@ -755,6 +869,26 @@ raw_connect(const char *name)
 
     assert_true(fd >= 0);
     raw_connect_fd(fd, name);
+    return fd;
+}
+
+/* A socket of this process, published as an agent's. */
+static inline int
+raw_listen(vnxi_shm_info_t *info, int backlog)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int len = snprintf(info->socket, sizeof info->socket, "raw-%d-%d",
+                       (int)getpid(), fd);
+
+    assert_true(fd >= 0);
+    memcpy(address.sun_path + 1, info->socket, (size_t)len);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address,
+                          (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+                                      1 + (size_t)len)),
+                     0);
+    assert_int_equal(listen(fd, backlog), 0);
+    memcpy(info->instance, "instance of raw", VNXI_SHM_ID_SIZE);
     return fd;
 }
 

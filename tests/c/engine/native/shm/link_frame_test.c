@@ -2,10 +2,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/fork_fds.h"
 #include "engine/native/shm/link_frame.h"
+#include "open_fds.h"
 
-#define ANY (255u & ~1u)
+#define ANY (511u & ~1u)
 
 static const unsigned char ids[2][VNXI_SHM_ID_SIZE] = {"instance of one",
                                                        "instance of two"};
@@ -514,6 +517,98 @@ test_link_frame_refuse_has_the_agents_name(void **state)
     vnxi_writer_fini(&writer);
 }
 
+static bool
+control_is_good(const unsigned char *body, size_t len)
+{
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_CONTROL, body, len};
+    vnxi_link_frame_control_t control;
+    return vnxi_link_frame_read_control(&frame, &control);
+}
+
+static void
+test_link_frame_control_is_as_documented(void **state)
+{
+    (void)state;
+    static const unsigned char bytes[] = {4, 'C', 'U', 'D', 'A', 64, 'h', 'i'};
+    const vnxi_link_frame_control_t control = {"CUDA", 4, "hi", 2, 64};
+    vnxi_link_frame_control_t back;
+    vnxi_writer_t writer = {0};
+
+    vnxi_link_frame_write_control(&writer, &control);
+    assert_int_equal(writer.len, VNXI_LINK_FRAME_HEADER + sizeof bytes);
+    assert_memory_equal(writer.data + VNXI_LINK_FRAME_HEADER, bytes,
+                        sizeof bytes);
+    vnxi_writer_fini(&writer);
+    for (size_t cut = 0; cut <= 2; cut++) {
+        vnxi_link_frame_t frame = {VNXI_LINK_FRAME_CONTROL, bytes,
+                                   sizeof bytes - cut};
+        assert_true(vnxi_link_frame_read_control(&frame, &back));
+        assert_int_equal(back.entry_len, 4);
+        assert_memory_equal(back.entry, "CUDA", 4);
+        assert_int_equal(back.fd_count, 64);
+        assert_int_equal(back.len, 2 - cut);
+        assert_memory_equal(back.data, "hi", back.len);
+    }
+    for (size_t len = 0; len < sizeof bytes - 2; len++) {
+        assert_false(control_is_good(bytes, len));
+    }
+}
+
+static void
+test_link_frame_control_with_a_wrong_byte_is_refused(void **state)
+{
+    (void)state;
+    unsigned char body[8] = {4, 'C', 'U', 'D', 'A', 0, 'h', 'i'};
+
+    for (unsigned value = 0; value < 256; value++) {
+        body[0] = (unsigned char)value; /* of the entry; then the number of
+                                           descriptors is another byte */
+        bool fits = value > 0 && value + 2 <= sizeof body &&
+                    body[value + 1] <= VNXI_CONTROL_FDS_MAX;
+        assert_int_equal(control_is_good(body, sizeof body), fits);
+    }
+    body[0] = 4;
+    for (unsigned count = 0; count < 256; count++) {
+        body[5] = (unsigned char)count;
+        assert_int_equal(control_is_good(body, sizeof body),
+                         count <= VNXI_CONTROL_FDS_MAX);
+    }
+}
+
+/* The longest frame has the longest entry, but the longest message with a
+ * short entry must not be longer. */
+static void
+test_link_frame_control_has_a_limit(void **state)
+{
+    (void)state;
+    static unsigned char data[VNXI_CONTROL_BYTES_MAX + 1];
+    char entry[255];
+    vnxi_link_frame_control_t control = {entry, sizeof entry, data,
+                                         VNXI_CONTROL_BYTES_MAX, 0};
+
+    memset(entry, 'E', sizeof entry);
+    for (size_t over = 0; over < 2; over++) {
+        for (size_t len = 1; len <= sizeof entry; len += 254) {
+            vnxi_writer_t writer = {0};
+            control.entry_len = len;
+            control.len = VNXI_CONTROL_BYTES_MAX + over;
+            vnxi_link_frame_write_control(&writer, &control);
+            vnxi_link_frame_result_t result =
+                first_result(ANY, writer.data, writer.len);
+            if (over == 1 && len == sizeof entry) {
+                assert_int_equal(result, VNXI_LINK_FRAME_MALFORMED);
+            } else {
+                assert_int_equal(result, VNXI_LINK_FRAME_WHOLE);
+                assert_int_equal(
+                    control_is_good(writer.data + VNXI_LINK_FRAME_HEADER,
+                                    writer.len - VNXI_LINK_FRAME_HEADER),
+                    over == 0);
+            }
+            vnxi_writer_fini(&writer);
+        }
+    }
+}
+
 /* -- The queue ------------------------------------------------------------ */
 
 static void
@@ -583,6 +678,69 @@ test_link_queue_of_small_messages_has_little_overhead(void **state)
     assert_in_range(pieces, 1, 10);
 }
 
+static void
+add_fds(vnxi_link_queue_t *queue, const char *text, size_t count, int *fds)
+{
+    for (size_t i = 0; i < count; i++) {
+        fds[i] = vnxi_fork_fd_own(dup(0));
+    }
+    assert_true(
+        vnxi_link_queue_add_fds(queue, text, strlen(text), fds, count));
+}
+
+/* The front of the queue is this text, with so many descriptors. */
+static void
+check_front(const vnxi_link_queue_t *queue, const char *text, const int *fds,
+            size_t count)
+{
+    size_t len, fd_count;
+
+    const void *front = vnxi_link_queue_front(queue, &len);
+    assert_int_equal(len, strlen(text));
+    assert_memory_equal(front, text, len);
+    const int *found = vnxi_link_queue_fds(queue, &fd_count);
+    assert_int_equal(fd_count, count);
+    if (count > 0) {
+        assert_memory_equal(found, fds, count * sizeof *fds);
+    }
+}
+
+/* Bytes with and without descriptors are never in one piece. */
+static void
+test_link_queue_keeps_descriptors_with_their_bytes(void **state)
+{
+    (void)state;
+    vnxi_link_queue_t queue = {0};
+    int one[3], two[VNXI_CONTROL_FDS_MAX];
+
+    vnxi_fds_epoch(); /* opens a descriptor once */
+    size_t before = open_fds();
+
+    assert_true(vnxi_link_queue_add(&queue, "abc", 3));
+    add_fds(&queue, "defg", 3, one);
+    add_fds(&queue, "h", VNXI_CONTROL_FDS_MAX, two);
+    assert_true(vnxi_link_queue_add(&queue, "ij", 2));
+    assert_int_equal(queue.bytes, 10);
+    check_front(&queue, "abc", NULL, 0);
+    vnxi_link_queue_consume(&queue, 1);
+    check_front(&queue, "bc", NULL, 0);
+    vnxi_link_queue_consume(&queue, 2);
+    check_front(&queue, "defg", one, 3);
+    assert_int_equal(open_fds(), before + 3 + VNXI_CONTROL_FDS_MAX);
+    vnxi_link_queue_consume(&queue, 1); /* they are sent */
+    assert_int_equal(open_fds(), before + VNXI_CONTROL_FDS_MAX);
+    check_front(&queue, "efg", NULL, 0);
+    vnxi_link_queue_consume(&queue, 3);
+    check_front(&queue, "h", two, VNXI_CONTROL_FDS_MAX);
+    vnxi_link_queue_consume(&queue, 1);
+    check_front(&queue, "ij", NULL, 0);
+    assert_int_equal(open_fds(), before);
+    add_fds(&queue, "k", 3, one);
+    vnxi_link_queue_clear(&queue);
+    assert_int_equal(open_fds(), before);
+    assert_int_equal(queue.bytes, 0);
+}
+
 int
 main(void)
 {
@@ -603,10 +761,14 @@ main(void)
         cmocka_unit_test(test_link_frame_refuse_has_the_agents_name),
         cmocka_unit_test(
             test_link_frame_revoke_of_an_unknown_memory_type_is_refused),
+        cmocka_unit_test(test_link_frame_control_is_as_documented),
+        cmocka_unit_test(test_link_frame_control_with_a_wrong_byte_is_refused),
+        cmocka_unit_test(test_link_frame_control_has_a_limit),
         cmocka_unit_test(test_link_queue_returns_the_bytes_in_order),
         cmocka_unit_test(test_link_queue_is_reusable_after_it_was_empty),
         cmocka_unit_test(
             test_link_queue_of_small_messages_has_little_overhead),
+        cmocka_unit_test(test_link_queue_keeps_descriptors_with_their_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

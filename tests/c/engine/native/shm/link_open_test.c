@@ -683,26 +683,6 @@ test_hub_waits_for_descriptors(void **state)
 
 /* -- Hostile listeners ---------------------------------------------------- */
 
-/* A socket of this process, published as an agent's. */
-static int
-raw_listen(vnxi_shm_info_t *info, int backlog)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    int len = snprintf(info->socket, sizeof info->socket, "raw-%d-%d",
-                       (int)getpid(), fd);
-
-    assert_true(fd >= 0);
-    memcpy(address.sun_path + 1, info->socket, (size_t)len);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address,
-                          (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
-                                      1 + (size_t)len)),
-                     0);
-    assert_int_equal(listen(fd, backlog), 0);
-    memcpy(info->instance, "instance of raw", VNXI_SHM_ID_SIZE);
-    return fd;
-}
-
 static void
 check_end_by(const void *bytes, size_t len, const char *cause)
 {
