@@ -398,16 +398,23 @@ map_created(vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece, int fd,
     return add_span(import, piece, here, error);
 }
 
+static bool
+has_reached_end(const vnxi_cuda_import_t *import)
+{
+    return import->end >= import->addr + import->len;
+}
+
 /* What the owner says must be the allocations of the region, one after the
  * other. */
 static vnx_status_t
 check_piece(const vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece,
             vnx_error_t *error)
 {
-    bool follows = import->mapped_count == 0
-                       ? piece->start <= import->addr &&
-                             piece->start + piece->size > import->addr
-                       : piece->start == import->end;
+    bool follows =
+        import->mapped_count == 0
+            ? piece->start <= import->addr &&
+                  piece->start + piece->size > import->addr
+            : piece->start == import->end && !has_reached_end(import);
     return follows && import->mapped_count < SPANS_MAX
                ? VNX_OK
                : vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
@@ -504,12 +511,12 @@ map_answer(vnxi_cuda_import_t *import, vnx_error_t *error)
         status = map_piece(import, piece, by_fd ? import->fds[fd] : -1, error);
         fd += by_fd;
     }
-    if (status == VNX_OK && import->is_last &&
-        import->end < import->addr + import->len) {
+    if (status == VNX_OK && import->is_last != has_reached_end(import)) {
         status =
             vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
-                           "the peer's answer leaves out the end of the "
-                           "GPU memory at 0x%" PRIx64 " of %" PRIu64 " bytes",
+                           "the peer's answer %s the end of the GPU memory at "
+                           "0x%" PRIx64 " of %" PRIu64 " bytes",
+                           import->is_last ? "leaves out" : "goes on after",
                            import->addr, import->len);
     }
     if (status == VNX_OK && import->is_last) {
