@@ -41,6 +41,9 @@
 /* How long a transfer waits for an answer of its peer. */
 #define PEER_WAIT_NS (5u * UINT64_C(1000000000))
 
+/* How often it is done if the peer's memory is replaced meanwhile. */
+#define ATTEMPTS_MAX 8u
+
 typedef enum slot_state {
     SLOT_FREE,
     SLOT_RUNNING, /* or being filled */
@@ -86,6 +89,7 @@ struct vnxi_cuda_xfer {
     bool is_filled;    /* nothing is left to start */
     bool is_parked;    /* until the peer's memory is mapped */
     uint64_t deadline; /* of what it waits for from the peer; 0: nothing */
+    unsigned attempts; /* that were in vain */
     bool is_failing;   /* starts no more; `error` is set */
     vnx_error_t error;
 };
@@ -511,8 +515,25 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     }
 }
 
+/* Do it once more, but not for ever. */
+static void
+redo_lock_held(vnxi_cuda_xfer_t *xfer)
+{
+    vnx_error_t error;
+
+    xfer->is_filled = xfer->rows.has_begun = xfer->rows.is_prepared = false;
+    xfer->deadline = 0;
+    if (++xfer->attempts == ATTEMPTS_MAX) {
+        vnxi_error_set(&error, VNX_ERR_MISMATCH, OPERATION,
+                       "the peer has replaced its GPU memory during each of "
+                       "%u attempts",
+                       ATTEMPTS_MAX);
+        fail_lock_held(xfer, &error);
+    }
+}
+
 /* A transfer that has ended: nothing is left to start, nothing runs, and the
- * peer's memory was right.  One whose memory was not is done once more. */
+ * peer's memory was right. */
 static vnxi_cuda_xfer_t *
 take_ended_lock_held(vnxi_cuda_worker_t *worker)
 {
@@ -523,14 +544,12 @@ take_ended_lock_held(vnxi_cuda_worker_t *worker)
             continue;
         }
         vnx_status_t status = vnxi_cuda_check_state(&xfer->rows.check);
+        if (status == VNX_ERR_MISMATCH && !xfer->is_failing) {
+            redo_lock_held(xfer);
+        }
         if (xfer->is_failing || status == VNX_OK) {
             *at = xfer->next;
             return xfer;
-        }
-        if (status == VNX_ERR_MISMATCH) {
-            xfer->is_filled = xfer->rows.has_begun = false;
-            xfer->rows.is_prepared = false;
-            xfer->deadline = 0;
         }
     }
     return NULL;
@@ -800,6 +819,7 @@ vnxi_cuda_xfer_post(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
     xfer->is_filled = xfer->is_failing = xfer->is_parked = false;
     xfer->rows.has_begun = xfer->rows.is_prepared = false;
     xfer->deadline = 0;
+    xfer->attempts = 0;
     xfer->next = NULL;
     if (worker->is_lost || worker->is_ending) {
         vnx_status_t status = refuse_lock_held(worker, error);
