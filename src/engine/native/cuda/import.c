@@ -29,6 +29,10 @@
 #define OPERATION "vnx_xfer_post"
 #define SPANS_MAX (UINT32_C(1) << 20) /* allocations of a region */
 
+/* Questions to one owner at a time: an answer can have 64 descriptors, of
+ * which a process may have 1024. */
+#define ASKS_MAX 4u
+
 typedef enum state {
     STATE_ASKING,   /* until the owner's next message */
     STATE_ANSWERED, /* to be mapped */
@@ -722,6 +726,23 @@ find_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
     return import;
 }
 
+/* The gpu is woken when the owner has answered one of the questions. */
+static bool
+is_busy_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
+{
+    unsigned asks = 0;
+
+    for (const vnxi_cuda_import_t *import = imports; import != NULL;
+         import = import->next) {
+        asks +=
+            import->gpu == gpu &&
+            is_of_conn(import->port, import->conn_id, key->port,
+                       key->conn_id) &&
+            (import->state == STATE_ASKING || import->state == STATE_ANSWERED);
+    }
+    return asks >= ASKS_MAX;
+}
+
 /* NULL: no memory. */
 static vnxi_cuda_import_t *
 start_lock_held(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu)
@@ -781,11 +802,14 @@ vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
     vnxi_fork_on_child(forget_in_child);
     vnxi_mutex_lock(&imports_lock);
     vnxi_cuda_import_t *import = find_lock_held(key, gpu);
-    bool is_new = import == NULL;
+    bool is_busy = import == NULL && is_busy_lock_held(key, gpu);
+    bool is_new = import == NULL && !is_busy;
     if (is_new) {
         import = start_lock_held(key, gpu);
     }
-    if (import == NULL) {
+    if (is_busy) {
+        status = VNX_IN_PROG;
+    } else if (import == NULL) {
         status = vnxi_error_no_memory(error, OPERATION, sizeof *import);
     } else {
         status = use_lock_held(import, spans, error);

@@ -181,7 +181,7 @@ sort_spans(vnxi_cuda_spans_t *spans)
     spans->count = kept;
 }
 
-/* Ask for all regions that are not mapped before waiting for the first. */
+/* Ask for several regions that are not mapped before waiting for the first. */
 static vnx_status_t
 import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
             vnx_error_t *error)
