@@ -120,12 +120,14 @@ vnxi_cuda_lender_count(vnxi_cuda_lender_t *lender)
  */
 
 /* An asker that cannot be reached is gone, and its loans end with it. */
-static void
-answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
-       const vnxi_lend_t *message, int *fds, size_t fd_count)
+static vnx_status_t
+try_answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
+           const vnxi_lend_t *message, int *fds, size_t fd_count,
+           vnx_error_t *error)
 {
     const vnxi_port_config_t *config = &lender->port->config;
     vnxi_writer_t writer = {0};
+    vnx_status_t status;
 
     vnxi_lend_write(&writer, message);
     const vnxi_control_t control = {.data = writer.data,
@@ -136,11 +138,20 @@ answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
         for (size_t i = 0; i < fd_count; i++) {
             vnxi_fork_fd_close(fds[i]);
         }
+        status = vnxi_error_no_memory(error, OPERATION, writer.len);
     } else {
-        config->host.answer(config->host.context, config->number, asker,
-                            &control, NULL);
+        status = config->host.answer(config->host.context, config->number,
+                                     asker, &control, error);
     }
     vnxi_writer_fini(&writer);
+    return status;
+}
+
+static void
+answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
+       const vnxi_lend_t *message)
+{
+    try_answer(lender, asker, message, NULL, 0, NULL);
 }
 
 /* The loan ends when the asker gives back what it may have got before. */
@@ -153,8 +164,7 @@ refuse(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t loan,
                           .loan = loan,
                           .status = (uint32_t)-status,
                           .cause = cause,
-                          .count = strlen(cause)},
-           NULL, 0);
+                          .count = strlen(cause)});
 }
 
 /* -- Making handles --------------------------------------------------------
@@ -339,15 +349,16 @@ run_task(vnxi_cuda_job_t *job, const vnxi_cuda_gpu_t *gpu)
         status = export_some(gpu, task, &batch, &error);
     }
     if (status == VNX_OK) {
-        answer(lender, task->asker,
-               &(vnxi_lend_t){.type = VNXI_LEND_LENT,
-                              .loan = task->loan,
-                              .is_last =
-                                  batch.next >= vnxi_region_end(task->region),
-                              .count = batch.count,
-                              .pieces = batch.pieces},
-               batch.fds, batch.fd_count);
-    } else {
+        const vnxi_lend_t lent = {.type = VNXI_LEND_LENT,
+                                  .loan = task->loan,
+                                  .is_last = batch.next >=
+                                             vnxi_region_end(task->region),
+                                  .count = batch.count,
+                                  .pieces = batch.pieces};
+        status = try_answer(lender, task->asker, &lent, batch.fds,
+                            batch.fd_count, &error);
+    }
+    if (status != VNX_OK) {
         refuse(lender, task->asker, task->loan, status, error.cause);
     }
     vnxi_region_release(task->region);
@@ -500,8 +511,7 @@ on_check(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *check)
            &(vnxi_lend_t){.type = VNXI_LEND_CHECKED,
                           .loan = check->loan,
                           .count = count,
-                          .loans = old},
-           NULL, 0);
+                          .loans = old});
     free(old);
 }
 
@@ -566,7 +576,7 @@ vnxi_cuda_lender_recall(vnxi_cuda_lender_t *lender,
 
     while (mark_next(lender, region, deadline, &asker, &id)) {
         answer(lender, asker,
-               &(vnxi_lend_t){.type = VNXI_LEND_RECALL, .loan = id}, NULL, 0);
+               &(vnxi_lend_t){.type = VNXI_LEND_RECALL, .loan = id});
     }
 }
 

@@ -300,6 +300,13 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len, fd_list_t fds,
                               "are queued for it",
                               queued);
     }
+    if (fds.count > 0 &&
+        link->queue.fds + fds.count > VNXI_LINK_QUEUE_FDS_MAX) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
+                              "the peer does not read its messages: %zu "
+                              "descriptors are queued for it",
+                              link->queue.fds);
+    }
     if (queued == 0) {
         done = write_some(link, parts, 2, fds);
         if (done < 0) {

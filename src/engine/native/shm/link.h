@@ -28,6 +28,7 @@
 #include "engine/native/shm/shm_wire.h"
 
 #define VNXI_LINK_QUEUE_MAX (256u << 20)
+#define VNXI_LINK_QUEUE_FDS_MAX 1024u
 
 typedef struct vnxi_hub vnxi_hub_t; /* hub.h */
 typedef struct vnxi_link vnxi_link_t;

@@ -570,6 +570,7 @@ vnxi_link_queue_add_fds(vnxi_link_queue_t *queue, const void *data, size_t len,
     memcpy(block->data, data, len);
     block->end = len;
     queue->bytes += len;
+    queue->fds += fd_count;
     return true;
 }
 
@@ -607,6 +608,7 @@ vnxi_link_queue_consume(vnxi_link_queue_t *queue, size_t len)
 {
     vnxi_link_block_t *block = queue->head;
 
+    queue->fds -= block->fd_count;
     block_close_fds(block);
     block->at += len;
     queue->bytes -= len;

@@ -209,6 +209,7 @@ typedef struct vnxi_link_block vnxi_link_block_t;
 typedef struct vnxi_link_queue {
     vnxi_link_block_t *head, *tail; /* owned */
     size_t bytes;                   /* not yet consumed */
+    size_t fds;                     /* that wait to be sent */
 } vnxi_link_queue_t;                /* all zeros: empty */
 
 /* Append a copy of the data.  False: no memory, and nothing was added. */
