@@ -31,9 +31,13 @@
 #define RETURN_NS (2u * UINT64_C(1000000000))
 #define LOANS_MAX 65536u /* for each port */
 
-struct vnxi_cuda_loan {
-    vnxi_cuda_loan_t *next;
+typedef struct loan_name {
     uint64_t asker, id;
+} loan_name_t;
+
+struct vnxi_cuda_loan {
+    vnxi_cuda_loan_t *next, **at; /* `at` points to this one */
+    loan_name_t name;
     uint64_t addr, len, dev;
     uint64_t ids[2];   /* of the allocations at the region's ends, as lent;
                           0: not lent yet */
@@ -56,46 +60,73 @@ vnxi_cuda_lender_init(vnxi_cuda_lender_t *lender, const vnxi_port_t *port)
     vnxi_cond_init(&lender->given_back);
 }
 
-void
-vnxi_cuda_lender_fini(vnxi_cuda_lender_t *lender)
-{
-    while (lender->loans != NULL) {
-        vnxi_cuda_loan_t *loan = lender->loans;
-        lender->loans = loan->next;
-        free(loan);
-    }
-    vnxi_cond_destroy(&lender->given_back);
-    vnxi_mutex_destroy(&lender->lock);
-}
-
 /* -- Loans -----------------------------------------------------------------
  */
 
 static vnxi_cuda_loan_t *
 find_lock_held(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t id)
 {
-    vnxi_cuda_loan_t *loan = lender->loans;
-
-    while (loan != NULL && (loan->asker != asker || loan->id != id)) {
-        loan = loan->next;
-    }
-    return loan;
+    const loan_name_t name = {asker, id};
+    return vnxi_name_map_get(&lender->by_name, &name, sizeof name);
 }
 
-/* End the loans of an asker; `id`: only this one. */
+/* Begin the loan of a question.  False: no memory. */
+static bool
+begin_lock_held(vnxi_cuda_lender_t *lender, uint64_t asker,
+                const vnxi_lend_t *ask)
+{
+    vnxi_cuda_loan_t *loan = malloc(sizeof *loan);
+
+    if (loan == NULL) {
+        return false;
+    }
+    *loan = (vnxi_cuda_loan_t){.next = lender->loans,
+                               .at = &lender->loans,
+                               .name = {asker, ask->loan},
+                               .addr = ask->addr,
+                               .len = ask->len,
+                               .dev = ask->dev};
+    if (!vnxi_name_map_set(&lender->by_name, &loan->name, sizeof loan->name,
+                           loan)) {
+        free(loan);
+        return false;
+    }
+    if (loan->next != NULL) {
+        loan->next->at = &loan->next;
+    }
+    lender->loans = loan;
+    return true;
+}
+
 static void
-end_loans(vnxi_cuda_lender_t *lender, uint64_t asker, const uint64_t *id)
+end_lock_held(vnxi_cuda_lender_t *lender, vnxi_cuda_loan_t *loan)
+{
+    vnxi_name_map_remove(&lender->by_name, &loan->name, sizeof loan->name);
+    *loan->at = loan->next;
+    if (loan->next != NULL) {
+        loan->next->at = loan->at;
+    }
+    free(loan);
+}
+
+void
+vnxi_cuda_lender_fini(vnxi_cuda_lender_t *lender)
+{
+    while (lender->loans != NULL) {
+        end_lock_held(lender, lender->loans);
+    }
+    vnxi_name_map_fini(&lender->by_name);
+    vnxi_cond_destroy(&lender->given_back);
+    vnxi_mutex_destroy(&lender->lock);
+}
+
+static void
+end_loan(vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t id)
 {
     vnxi_mutex_lock(&lender->lock);
-    for (vnxi_cuda_loan_t **at = &lender->loans; *at != NULL;) {
-        vnxi_cuda_loan_t *loan = *at;
-        if (loan->asker != asker || (id != NULL && loan->id != *id)) {
-            at = &loan->next;
-            continue;
-        }
-        *at = loan->next;
-        lender->loan_count--;
-        free(loan);
+    vnxi_cuda_loan_t *loan = find_lock_held(lender, asker, id);
+    if (loan != NULL) {
+        end_lock_held(lender, loan);
     }
     vnxi_cond_broadcast(&lender->given_back);
     vnxi_mutex_unlock(&lender->lock);
@@ -104,14 +135,23 @@ end_loans(vnxi_cuda_lender_t *lender, uint64_t asker, const uint64_t *id)
 void
 vnxi_cuda_lender_forget(vnxi_cuda_lender_t *lender, uint64_t asker)
 {
-    end_loans(lender, asker, NULL);
+    vnxi_mutex_lock(&lender->lock);
+    for (vnxi_cuda_loan_t *loan = lender->loans, *next; loan != NULL;
+         loan = next) {
+        next = loan->next;
+        if (loan->name.asker == asker) {
+            end_lock_held(lender, loan);
+        }
+    }
+    vnxi_cond_broadcast(&lender->given_back);
+    vnxi_mutex_unlock(&lender->lock);
 }
 
 size_t
 vnxi_cuda_lender_count(vnxi_cuda_lender_t *lender)
 {
     vnxi_mutex_lock(&lender->lock);
-    size_t count = lender->loan_count;
+    size_t count = lender->by_name.count;
     vnxi_mutex_unlock(&lender->lock);
     return count;
 }
@@ -388,22 +428,13 @@ begin_loan(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask,
                       loan->len != ask->len || loan->dev != ask->dev
                   ? "the GPU memory was deregistered"
                   : NULL;
-    } else if (ask->from != ask->addr || lender->loan_count == LOANS_MAX) {
+    } else if (ask->from != ask->addr || lender->by_name.count == LOANS_MAX) {
         *status_p = VNX_ERR_NOT_FOUND;
         why = ask->from != ask->addr ? "the GPU memory was deregistered"
                                      : "too many regions are lent";
-    } else if ((loan = calloc(1, sizeof *loan)) == NULL) {
+    } else if (!begin_lock_held(lender, asker, ask)) {
         *status_p = VNX_ERR_BACKEND;
         why = "the owner has no memory";
-    } else {
-        *loan = (vnxi_cuda_loan_t){.next = lender->loans,
-                                   .asker = asker,
-                                   .id = ask->loan,
-                                   .addr = ask->addr,
-                                   .len = ask->len,
-                                   .dev = ask->dev};
-        lender->loans = loan;
-        lender->loan_count++;
     }
     vnxi_mutex_unlock(&lender->lock);
     return why;
@@ -530,7 +561,7 @@ vnxi_cuda_lender_on_question(vnxi_cuda_lender_t *lender, uint64_t asker,
     if (message.type == VNXI_LEND_ASK) {
         on_ask(lender, asker, &message);
     } else if (message.type == VNXI_LEND_RETURNED) {
-        end_loans(lender, asker, &message.loan);
+        end_loan(lender, asker, message.loan);
     } else if (message.type == VNXI_LEND_CHECK) {
         on_check(lender, asker, &message);
     }
@@ -561,8 +592,8 @@ mark_next(vnxi_cuda_lender_t *lender, const vnxi_region_t *region,
     }
     if (loan != NULL) {
         loan->deadline = deadline;
-        *asker_p = loan->asker;
-        *id_p = loan->id;
+        *asker_p = loan->name.asker;
+        *id_p = loan->name.id;
     }
     vnxi_mutex_unlock(&lender->lock);
     return loan != NULL;
@@ -602,16 +633,13 @@ give_up_lock_held(vnxi_cuda_lender_t *lender, uint64_t now)
 {
     size_t count = 0;
 
-    for (vnxi_cuda_loan_t **at = &lender->loans; *at != NULL;) {
-        vnxi_cuda_loan_t *loan = *at;
-        if (loan->deadline == 0 || loan->deadline > now) {
-            at = &loan->next;
-            continue;
+    for (vnxi_cuda_loan_t *loan = lender->loans, *next; loan != NULL;
+         loan = next) {
+        next = loan->next;
+        if (loan->deadline != 0 && loan->deadline <= now) {
+            end_lock_held(lender, loan);
+            count++;
         }
-        *at = loan->next;
-        lender->loan_count--;
-        count++;
-        free(loan);
     }
     return count;
 }

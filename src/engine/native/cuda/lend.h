@@ -14,6 +14,7 @@
 #define VNXI_NATIVE_CUDA_LEND_H
 
 #include "base/mutex.h"
+#include "base/name_map.h"
 #include "engine/native/cuda/worker.h"
 #include "engine/native/transport.h"
 
@@ -24,7 +25,7 @@ typedef struct vnxi_cuda_lender {
     vnxi_mutex_t lock;
     vnxi_cond_t given_back;
     vnxi_cuda_loan_t *loans; /* owned; lock */
-    size_t loan_count;       /* lock */
+    vnxi_name_map_t by_name; /* the same loans; lock */
     bool is_leaving;         /* lock; nothing more is lent */
 } vnxi_cuda_lender_t;
 
