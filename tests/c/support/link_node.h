@@ -59,18 +59,26 @@ typedef struct node_account {
     void *cookie;
 } node_account_t;
 
-typedef struct node {
+typedef struct node node_t;
+
+/* Gets control messages instead of the record, and closes their descriptors.
+ */
+typedef void node_control_t(node_t *node, uint64_t asker,
+                            const vnxi_control_t *control);
+
+struct node {
     unsigned char instance[VNXI_SHM_ID_SIZE];
     vnxi_shm_info_t info;
     vnxi_hub_t *hub;
     vnxi_link_t *echo; /* notifications go back over it */
     bool close_when_called, release_when_ended, refuses_answers;
+    node_control_t *on_control;
     vnxi_link_answer_t answer; /* the last; protected by lock */
     pthread_t poller;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     node_account_t account; /* protected by lock */
-} node_t;
+};
 
 /* Those of a message from `at` on, a multiple of 8. */
 static VNX_TEST_UNWATCHED void
@@ -248,6 +256,11 @@ node_on_control(node_t *node, const void *entry, size_t entry_len,
                 uint64_t asker, const vnxi_control_t *control)
 {
     uint32_t stream = 0, number = 0;
+
+    if (node->on_control != NULL) {
+        node->on_control(node, asker, control);
+        return;
+    }
     bool good =
         entry_len == 4 && memcmp(entry, "TEST", 4) == 0 &&
         node_message_is_good(control->data, control->len, &stream, &number);
@@ -358,8 +371,9 @@ node_try_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, void *cookie,
     return vnxi_link_open(hub, &target, link_p, error);
 }
 
+/* on_control: NULL, or what gets control messages. */
 static inline vnx_status_t
-node_init(node_t *node, const char *name)
+node_init_for(node_t *node, const char *name, node_control_t *on_control)
 {
     pthread_condattr_t clock;
     vnxi_hub_config_t config = {
@@ -373,6 +387,7 @@ node_init(node_t *node, const char *name)
     };
 
     memset(node, 0, sizeof *node);
+    node->on_control = on_control;
     pthread_mutex_init(&node->lock, NULL);
     pthread_condattr_init(&clock);
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
@@ -387,6 +402,12 @@ node_init(node_t *node, const char *name)
     node->info.nonce_addr = (uint64_t)(uintptr_t)node->instance;
     node_note_name(&node->info, name);
     return vnxi_hub_create(&config, node->info.socket, &node->hub, NULL);
+}
+
+static inline vnx_status_t
+node_init(node_t *node, const char *name)
+{
+    return node_init_for(node, name, NULL);
 }
 
 static inline void

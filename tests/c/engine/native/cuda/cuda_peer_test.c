@@ -8,33 +8,14 @@
  */
 #include "agent_fixture.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include "gpu_blocks.h"
-#include "json_check.h"
+#include "gpu_pair.h"
 
 #define BLOCKS_MAX 64
-
-static vnx_agent_t *a; /* of this process */
-static vnxi_cu_context_t context;
-
-/* Of the environment, for both processes. */
-static void
-start_cuda(void)
-{
-    assert_int_equal(fake_load(FAKE_CUDA), 0);
-    setenv("VLLM_NIXL_CUDA_LIBRARY", FAKE_CUDA, 1);
-    atomic_store(&fake->fabric, FAKE_CUDA_FABRIC);
-    CU_OK(cu.cuInit(0));
-    CU_OK(cu.cuDevicePrimaryCtxRetain(&context, 0));
-    CU_OK(client.cuCtxSetCurrent(context));
-}
 
 /* -- The other process -----------------------------------------------------
  */
@@ -73,25 +54,6 @@ typedef struct answer {
     bool is_shared;
     char cause[160];
 } answer_t;
-
-/* Read or write all; 0: the other end is gone. */
-static bool
-transact(int fd, void *data, size_t len, bool writes)
-{
-    for (size_t done = 0; done < len;) {
-        ssize_t some =
-            writes ? send(fd, (char *)data + done, len - done, MSG_NOSIGNAL)
-                   : read(fd, (char *)data + done, len - done);
-        if (some < 0 && errno == EINTR) {
-            continue;
-        }
-        if (some <= 0) {
-            return false;
-        }
-        done += (size_t)some;
-    }
-    return true;
-}
 
 typedef struct owner {
     vnx_agent_t *agent;
@@ -227,21 +189,7 @@ static int to_other = -1;
 static void
 start_other(void)
 {
-    char fd[16];
-    int pair[2];
-
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair),
-                     0);
-    other = fork();
-    assert_true(other >= 0);
-    if (other == 0) {
-        int kept = dup(pair[1]);
-        snprintf(fd, sizeof fd, "%d", kept);
-        execl("/proc/self/exe", "cuda_peer_test", "--owner", fd, (char *)NULL);
-        _exit(127);
-    }
-    close(pair[1]);
-    to_other = pair[0];
+    other = start_program("--owner", &to_other);
 }
 
 /* `bytes_p`: owned by the caller; NULL: there are none. */
@@ -335,95 +283,8 @@ kill_other(void)
     to_other = -1;
 }
 
-/* -- Our memory, transfers -------------------------------------------------
+/* -- Transfers -------------------------------------------------------------
  */
-
-static block_t
-new_ours(kind_t kind, size_t size)
-{
-    block_t block = make_block(kind, size);
-    vnx_reg_desc_t desc = {.desc = {block.addr, block.size, 0}};
-    assert_ok(vnx_agent_register(a, block.mem, &desc, 1, NULL, e));
-    return block;
-}
-
-static void
-end_ours(const block_t *block)
-{
-    vnx_reg_desc_t desc = {.desc = {block->addr, block->size, 0}};
-    assert_ok(vnx_agent_deregister(a, block->mem, &desc, 1, NULL, e));
-    free_block(block);
-}
-
-/* A number from the environment, or this. */
-static unsigned
-number(const char *variable, unsigned usual)
-{
-    const char *wanted = getenv(variable);
-    return wanted != NULL ? (unsigned)atoi(wanted) : usual;
-}
-
-/* How often a test repeats itself. */
-static unsigned
-rounds(unsigned usual)
-{
-    return number("VNX_TEST_ROUNDS", usual);
-}
-
-static void
-wait_ms(void)
-{
-    struct timespec ms = {0, 1000000};
-    nanosleep(&ms, NULL);
-}
-
-static vnx_status_t
-try_make(vnx_op_t op, vnx_mem_t local_mem, const vnx_desc_t *local,
-         vnx_mem_t remote_mem, const vnx_desc_t *remote, size_t count,
-         vnx_xfer_t **xfer_p, vnx_error_t *error)
-{
-    vnx_dlist_t *left = NULL, *right = NULL;
-
-    assert_ok(
-        vnx_dlist_create(a, "", 0, local_mem, local, count, NULL, &left, e));
-    vnx_status_t status = vnx_dlist_create(a, "B", 1, remote_mem, remote,
-                                           count, NULL, &right, error);
-    if (status == VNX_OK) {
-        status = vnx_xfer_create_prepped(a, op, left, all_rows(count), right,
-                                         all_rows(count), "done", 4, false,
-                                         xfer_p, error);
-        vnx_dlist_release(right);
-    }
-    vnx_dlist_release(left);
-    return status;
-}
-
-/* Of two whole blocks. */
-static vnx_xfer_t *
-make_ours(vnx_op_t op, const block_t *ours, const block_t *theirs)
-{
-    uint64_t len = ours->size < theirs->size ? ours->size : theirs->size;
-    vnx_desc_t left = {ours->addr, len, 0}, right = {theirs->addr, len, 0};
-    vnx_xfer_t *xfer = NULL;
-
-    assert_ok(
-        try_make(op, ours->mem, &left, theirs->mem, &right, 1, &xfer, e));
-    return xfer;
-}
-
-static vnx_status_t
-end_of(vnx_xfer_t *xfer, vnx_error_t *error)
-{
-    assert_ok(vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(60), e));
-    return vnx_xfer_status(xfer, error);
-}
-
-static vnx_status_t
-run(vnx_xfer_t *xfer, vnx_error_t *error)
-{
-    vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, error);
-    return status == VNX_IN_PROG ? end_of(xfer, error) : status;
-}
 
 /* Compare the first bytes of our block with the other process's. */
 static void
@@ -466,8 +327,8 @@ assert_route(const char *local, const char *remote, const char *transport)
              "\"local\": \"%s\", \"remote\": \"%s\", \"transport\": \"%s\"",
              local, remote, transport);
     assert_ok(vnx_agent_describe(a, "B", 1, &text, e));
-    if (strstr((char *)text.data, wanted) == NULL) {
-        fail_msg("no %s in %s", wanted, (char *)text.data);
+    if (memmem(text.data, text.len, wanted, strlen(wanted)) == NULL) {
+        fail_msg("no %s in %.*s", wanted, (int)text.len, (char *)text.data);
     }
     free(text.data);
 }
