@@ -457,6 +457,17 @@ cuDeviceGet(int *device_p, int ordinal)
 }
 
 EXPORT vnxi_cu_result_t
+cuDeviceGetName(char *name, int size, int device)
+{
+    ENTER(cuDeviceGetName, 0);
+    if (!fc_is_device(device)) {
+        return VNXI_CUDA_ERROR_INVALID_DEVICE;
+    }
+    snprintf(name, (size_t)size, "fake GPU");
+    return VNXI_CUDA_SUCCESS;
+}
+
+EXPORT vnxi_cu_result_t
 cuDeviceGetUuid_v2(vnxi_cu_uuid_t *uuid_p, int device)
 {
     ENTER(cuDeviceGetUuid_v2, 0);

@@ -42,6 +42,14 @@ static struct {
                                         size_t size, vnxi_cu_stream_t stream);
     vnxi_cu_result_t (*cuCtxSetCurrent)(vnxi_cu_context_t context);
     vnxi_cu_result_t (*cuCtxSynchronize)(void);
+    vnxi_cu_result_t (*cuMemGetInfo_v2)(size_t *free_p, size_t *total_p);
+    vnxi_cu_result_t (*cuStreamBeginCapture_v2)(vnxi_cu_stream_t stream,
+                                                vnxi_cu_enum_t mode);
+    vnxi_cu_result_t (*cuStreamEndCapture)(vnxi_cu_stream_t stream,
+                                           void **graph_p);
+    vnxi_cu_result_t (*cuGraphGetNodes)(void *graph, void *nodes,
+                                        size_t *count_p);
+    vnxi_cu_result_t (*cuGraphDestroy)(void *graph);
 } client __attribute__((unused));
 
 /* 0, or 1 and a message. */
@@ -72,6 +80,11 @@ fake_load(const char *path)
     LOAD(cuMemsetD8Async);
     LOAD(cuCtxSetCurrent);
     LOAD(cuCtxSynchronize);
+    LOAD(cuMemGetInfo_v2);
+    LOAD(cuStreamBeginCapture_v2);
+    LOAD(cuStreamEndCapture);
+    LOAD(cuGraphGetNodes);
+    LOAD(cuGraphDestroy);
 #undef LOAD
     return 0;
 }

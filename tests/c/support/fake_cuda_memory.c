@@ -507,6 +507,32 @@ cuMemGetAddressRange_v2(vnxi_cu_ptr_t *start_p, size_t *size_p,
     return chunk != NULL ? VNXI_CUDA_SUCCESS : VNXI_CUDA_ERROR_NOT_FOUND;
 }
 
+EXPORT vnxi_cu_result_t
+cuDeviceTotalMem_v2(size_t *size_p, int device)
+{
+    ENTER(cuDeviceTotalMem_v2, 0);
+    if (!fc_is_device(device)) {
+        return VNXI_CUDA_ERROR_INVALID_DEVICE;
+    }
+    *size_p = ARENA_SIZE;
+    return VNXI_CUDA_SUCCESS;
+}
+
+/* Of this process alone. */
+EXPORT vnxi_cu_result_t
+cuMemGetInfo_v2(size_t *free_p, size_t *total_p)
+{
+    ENTER(cuMemGetInfo_v2, CONTEXT);
+    *free_p = *total_p = ARENA_SIZE;
+    lock();
+    for (const memory_t *memory = memories; memory != NULL;
+         memory = memory->next) {
+        *free_p -= memory->size;
+    }
+    unlock();
+    return VNXI_CUDA_SUCCESS;
+}
+
 /* Headers and documents do not say how many bytes of an attribute the driver
  * writes, so callers must give eight that are zero: this touches all of them,
  * and changes the fewest. */

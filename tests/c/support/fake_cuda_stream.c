@@ -14,6 +14,8 @@
 
 #define LOG_TEXT "fake libcuda: the text cannot be compiled\n"
 
+enum { STREAM_CAPTURE_INVALIDATED = 901 }; /* cuda.h */
+
 typedef enum op_type {
     OP_COPIES,
     OP_KERNEL,
@@ -65,8 +67,15 @@ struct CUstream_st { /* fc_lock */
     op_t *first, **last;
     uint64_t submitted, done;
     uint64_t random;
-    int watchers; /* OP_WAIT of other streams */
+    int watchers;             /* OP_WAIT of other streams */
+    struct CUgraph_st *graph; /* its work is captured here, not done */
     stream_t *next;
+};
+
+/* Counted, not kept: nothing launches it. */
+struct CUgraph_st { /* fc_lock */
+    size_t nodes;
+    int broken_before; /* captures, when this one began */
 };
 
 struct CUevent_st { /* fc_lock */
@@ -581,10 +590,14 @@ submit(vnxi_cu_stream_t handle, const op_t *op, bool wait)
         fc_misuse("a stream is used in another context than its own");
         stream = NULL;
     }
-    if (stream == NULL) {
+    if (stream == NULL || stream->graph != NULL) {
         free(op->copies);
         free(op->staged);
         status = VNXI_CUDA_ERROR_INVALID_HANDLE;
+        if (stream != NULL) {
+            stream->graph->nodes++;
+            status = VNXI_CUDA_SUCCESS;
+        }
     } else {
         append_implicit_waits(stream);
         append(stream, op);
@@ -732,6 +745,71 @@ cuLaunchHostFunc(vnxi_cu_stream_t stream, vnxi_cu_host_fn_t function,
     return submit(stream,
                   &(op_t){.type = OP_HOST, .function = function, .arg = arg},
                   false);
+}
+
+/* -- Captures --------------------------------------------------------------
+ */
+
+/* Only in mode GLOBAL: "a thread captures a graph" (fake_cuda.capturing). */
+EXPORT vnxi_cu_result_t
+cuStreamBeginCapture_v2(vnxi_cu_stream_t handle, vnxi_cu_enum_t mode)
+{
+    ENTER(cuStreamBeginCapture_v2, CONTEXT);
+    lock();
+    stream_t *stream = is_null_stream(handle) ? NULL : find_stream(handle);
+    bool can = stream != NULL && stream->graph == NULL &&
+               mode == VNXI_CU_STREAM_CAPTURE_MODE_GLOBAL;
+    if (can) {
+        stream->graph = need(calloc(1, sizeof *stream->graph));
+        stream->graph->broken_before = atomic_load(&fake_cuda.captures_broken);
+        atomic_fetch_add(&fake_cuda.capturing, 1);
+    }
+    unlock();
+    return can ? VNXI_CUDA_SUCCESS : VNXI_CUDA_ERROR_INVALID_VALUE;
+}
+
+EXPORT vnxi_cu_result_t
+cuStreamEndCapture(vnxi_cu_stream_t handle, struct CUgraph_st **graph_p)
+{
+    ENTER(cuStreamEndCapture, CONTEXT);
+    lock();
+    stream_t *stream = find_stream(handle);
+    struct CUgraph_st *graph = stream != NULL ? stream->graph : NULL;
+    vnxi_cu_result_t status = VNXI_CUDA_ERROR_INVALID_VALUE;
+    *graph_p = NULL;
+    if (graph != NULL) {
+        stream->graph = NULL;
+        atomic_fetch_sub(&fake_cuda.capturing, 1);
+        if (atomic_load(&fake_cuda.captures_broken) == graph->broken_before) {
+            *graph_p = graph;
+            status = VNXI_CUDA_SUCCESS;
+        } else {
+            free(graph);
+            status = STREAM_CAPTURE_INVALIDATED;
+        }
+    }
+    unlock();
+    return status;
+}
+
+/* The number alone. */
+EXPORT vnxi_cu_result_t
+cuGraphGetNodes(const struct CUgraph_st *graph, void *nodes, size_t *count_p)
+{
+    ENTER(cuGraphGetNodes, 0);
+    if (nodes != NULL) {
+        return VNXI_CUDA_ERROR_INVALID_VALUE;
+    }
+    *count_p = graph->nodes;
+    return VNXI_CUDA_SUCCESS;
+}
+
+EXPORT vnxi_cu_result_t
+cuGraphDestroy(struct CUgraph_st *graph)
+{
+    ENTER(cuGraphDestroy, 0);
+    free(graph);
+    return VNXI_CUDA_SUCCESS;
 }
 
 /* -- Events ----------------------------------------------------------------

@@ -1306,6 +1306,66 @@ capture_forbids_unsafe_calls_of_threads_that_are_not_relaxed(void **state)
     atomic_store(&fake->capturing, 0);
 }
 
+static void *
+ask_stream_elsewhere(void *stream)
+{
+    CU_OK(client.cuCtxSetCurrent(context));
+    assert_int_equal(cu.cuStreamQuery(stream),
+                     VNXI_CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    CU_OK(client.cuCtxSetCurrent(NULL));
+    return NULL;
+}
+
+/* What is captured is not done, and an unsafe call of any thread ends it. */
+static void
+captured_work_is_counted_and_an_unsafe_call_ends_the_capture(void **state)
+{
+    vnxi_cu_stream_t stream = make_stream(), other = make_stream();
+    vnxi_cu_ptr_t ptr = alloc(16);
+    unsigned char byte = 7;
+    void *graph = NULL;
+    pthread_t thread;
+    size_t nodes = 0;
+
+    (void)state;
+    CU_OK(client.cuMemcpyHtoD_v2(ptr, &byte, 1));
+    CU_OK(client.cuStreamBeginCapture_v2(stream, 0));
+    CU_OK(client.cuMemsetD8Async(ptr, 1, 1, stream));
+    CU_OK(client.cuMemsetD8Async(ptr, 2, 1, stream));
+    CU_OK(client.cuStreamEndCapture(stream, &graph));
+    CU_OK(client.cuGraphGetNodes(graph, NULL, &nodes));
+    assert_int_equal(nodes, 2);
+    CU_OK(client.cuGraphDestroy(graph));
+    CU_OK(client.cuMemcpyDtoH_v2(&byte, ptr, 1));
+    assert_int_equal(byte, 7);
+
+    CU_OK(client.cuStreamBeginCapture_v2(stream, 0));
+    assert_int_equal(
+        pthread_create(&thread, NULL, ask_stream_elsewhere, other), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(client.cuStreamEndCapture(stream, &graph), 901);
+    assert_null(graph);
+    assert_int_equal(atomic_exchange(&fake->captures_broken, 0), 1);
+    CU_OK(cu.cuMemFree_v2(ptr));
+    end_stream(stream);
+    end_stream(other);
+}
+
+static void
+free_memory_is_told(void **state)
+{
+    size_t before, after, total;
+    (void)state;
+
+    CU_OK(client.cuMemGetInfo_v2(&before, &total));
+    vnxi_cu_ptr_t ptr = alloc(5 * MiB);
+    CU_OK(client.cuMemGetInfo_v2(&after, &total));
+    assert_int_equal(before - after, 5 * MiB);
+    CU_OK(cu.cuMemFree_v2(ptr));
+    CU_OK(client.cuMemGetInfo_v2(&after, &total));
+    assert_int_equal(after, before);
+}
+
 static void
 device_error_stays_and_drops_the_work(void **state)
 {
@@ -1686,6 +1746,8 @@ main(int argc, char **argv)
         CASE(memory_outlives_its_exporter_and_death_ends_a_mapping),
         CASE(export_is_refused_where_the_driver_refuses_it),
         CASE(capture_forbids_unsafe_calls_of_threads_that_are_not_relaxed),
+        CASE(captured_work_is_counted_and_an_unsafe_call_ends_the_capture),
+        CASE(free_memory_is_told),
         CASE(device_error_stays_and_drops_the_work),
         CASE(devices_reach_each_other_if_they_are_peers),
         CASE(calls_are_counted_and_refused_by_name),
