@@ -18,7 +18,8 @@ VOLUME = 256 * MIB  # also of the bare loops (compare.py)
 def _bandwidth(impl: Any, block: int, shared: bool, quick: bool) -> Samples:
     size = VOLUME // 8 if quick else VOLUME
     mine, theirs = (scatter(size // block, seed) for seed in SEEDS)
-    with Reader(impl, size, shared) as reader:
+    memory = "shared" if shared else "private"
+    with Reader(impl, size, peer_memory=memory) as reader:
         handle = reader.handle(block, mine, theirs)
         seconds = [reader.run(handle) for _ in range(3 if quick else 8)]
         reader.check(block, mine, theirs)

@@ -71,6 +71,8 @@ class Memory:
     makes no difference.
     """
 
+    kind = "DRAM"
+
     def __init__(self, size: int, impl: Impl | None = None) -> None:
         self.size = size
         if impl is None:
@@ -88,6 +90,24 @@ class Memory:
     def words(self) -> np.ndarray:
         return self.array.view(np.uint64)
 
+    def fill(self) -> None:
+        """Make each word its index."""
+        words = self.words()
+        words[:] = np.arange(len(words), dtype=np.uint64)
+
+    def take(self, block: int, where: Any) -> np.ndarray:
+        """The words of these blocks: a row for each."""
+        found: np.ndarray = self._rows(block)[where]
+        return found
+
+    def put(self, block: int, where: Any, words: Any) -> None:
+        """Set the words of these blocks."""
+        self._rows(block)[where] = words
+
+    def _rows(self, block: int) -> np.ndarray:
+        used = self.size // block * block
+        return self.words()[: used // 8].reshape(-1, block // 8)
+
 
 def rows(address: int, offsets: np.ndarray, length: int) -> np.ndarray:
     """An Nx3 array of descriptors."""
@@ -104,8 +124,8 @@ def blocks(address: int, size: int, length: int) -> np.ndarray:
     return rows(address, np.arange(count, dtype=np.uint64) * length, length)
 
 
-def prepare(agent: Any, who: str, table: Any) -> Any:
-    return agent.prep_xfer_dlist(who, agent.get_xfer_descs(table, "DRAM"))
+def prepare(agent: Any, who: str, table: Any, kind: str = "DRAM") -> Any:
+    return agent.prep_xfer_dlist(who, agent.get_xfer_descs(table, kind))
 
 
 def scatter(count: int, seed: int) -> np.ndarray:

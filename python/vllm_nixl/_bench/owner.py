@@ -12,10 +12,6 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .impl import Memory
-
 if TYPE_CHECKING:
     from .impl import Impl
 
@@ -23,16 +19,14 @@ ECHO_END = b"end"
 
 
 class Owner:
-    """An agent that owns `size` bytes of known content: do_NAME() obeys the
-    order NAME, and returns the answer, or None if there is none."""
+    """An agent that owns memory of known content: do_NAME() obeys the order
+    NAME, and returns the answer, or None if there is none."""
 
-    def __init__(
-        self, impl: Impl, name: str, size: int, shared: bool = False
-    ) -> None:
+    def __init__(self, impl: Impl, name: str, memory: Any) -> None:
         self.impl = impl
-        self.memory = Memory(size, impl if shared else None)
+        self.memory = memory
         self.agent = impl.agent(name)
-        self.agent.register_memory(self.memory.region(), "DRAM")
+        self.agent.register_memory(memory.region(), memory.kind)
         self.known = ""  # the other side
         self.pending: deque[tuple[str, bytes]] = deque()
         self.do_fill()
@@ -47,6 +41,7 @@ class Owner:
         return {
             "address": self.memory.address,
             "size": self.memory.size,
+            "kind": self.memory.kind,
             "metadata": base64.b64encode(blob).decode(),
         }
 
@@ -64,8 +59,7 @@ class Owner:
 
     def do_fill(self) -> dict[str, Any]:
         """Restore the content: each word is its index."""
-        words = self.memory.words()
-        words[:] = np.arange(len(words), dtype=np.uint64)
+        self.memory.fill()
         return {}
 
     def do_cpu(self) -> dict[str, Any]:

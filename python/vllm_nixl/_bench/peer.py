@@ -26,7 +26,8 @@ class Peer(Child):
     Args:
         impl: "ours" or "stock".
         size: Of its memory, in bytes.
-        shared: Whether peers can map the memory.
+        memory: What its program makes: "private" or "shared", which peers
+            can map.
         python: The Python of that process; None: this one.
         program: What it runs.
     """
@@ -35,19 +36,19 @@ class Peer(Child):
         self,
         impl: str,
         size: int,
-        shared: bool = False,
+        memory: str = "private",
         python: str | None = None,
         program: str | Path = WORKER,
     ) -> None:
-        kind = "shared" if shared else "private"
         super().__init__(
-            command(impl, program, "owner", impl, size, kind, python=python),
+            command(impl, program, "owner", impl, size, memory, python=python),
             "the peer process",
         )
         self.agent_name = NAME
         hello = self.answer()
         self.address: int = hello["address"]
         self.size: int = hello["size"]
+        self.kind: str = hello["kind"]
         self.metadata = base64.b64decode(hello["metadata"])
 
     def introduce(self, agent: Any) -> None:
@@ -67,6 +68,8 @@ class RemotePeer:
     Orders and answers are notifications.  An answer has the number of its
     order.
     """
+
+    kind = "DRAM"
 
     def __init__(self, agent: Any, host: str, port: int) -> None:
         self.agent = agent

@@ -36,7 +36,8 @@ class Reader:
         impl: The implementation of this side.
         size: Of the memory, in bytes; with a peer on another host, at most
             that of the peer.
-        shared: Whether the peer's memory is a shared buffer.
+        memory: Of this side; None: private pages.
+        peer_memory: See Peer.
         threads: Of this agent; None: its default.
         python: The Python of a stock peer; None: a peer like `impl`.
         peer: The host and port of a peer that runs; None: start one.
@@ -47,7 +48,8 @@ class Reader:
         self,
         impl: Any,
         size: int,
-        shared: bool = False,
+        memory: Any = None,
+        peer_memory: str = "private",
         threads: int | None = None,
         python: str | None = None,
         peer: tuple[str, int] | None = None,
@@ -58,16 +60,16 @@ class Reader:
         if peer is None:
             more = {} if program is None else {"program": program}
             kind = "stock" if python else impl.name
-            self.peer = Peer(kind, size, shared, python, **more)
+            self.peer = Peer(kind, size, peer_memory, python, **more)
             name = "reader"
         else:
             # Names of agents are unique among all that meet.
             name = f"bench-{socket.gethostname()}-{os.getpid()}"
             name += "-" + secrets.token_hex(4)
-        self.memory = Memory(size)
+        self.memory = Memory(size) if memory is None else memory
         self.post_seconds: list[float] = []
         self.agent = impl.agent(name, threads)
-        self.agent.register_memory(self.memory.region(), "DRAM")
+        self.agent.register_memory(self.memory.region(), self.memory.kind)
         if peer is not None:
             self.peer = RemotePeer(self.agent, *peer)
         self.peer.introduce(self.agent)
@@ -89,8 +91,10 @@ class Reader:
             mine = blocks(self.memory.address, self.size, block)
             theirs = blocks(self.peer.address, self.size, block)
             self._sides[block] = (
-                prepare(self.agent, "NIXL_INIT_AGENT", mine),
-                prepare(self.agent, self.peer.agent_name, theirs),
+                prepare(self.agent, "NIXL_INIT_AGENT", mine, self.memory.kind),
+                prepare(
+                    self.agent, self.peer.agent_name, theirs, self.peer.kind
+                ),
             )
         return self._sides[block]
 
@@ -111,17 +115,12 @@ class Reader:
 
     # -- Content --------------------------------------------------------------
 
-    def content(self, block: int) -> np.ndarray:
-        """This side's memory: a row of words for each block."""
-        used = self.size // block * block
-        return self.memory.words()[: used // 8].reshape(-1, block // 8)
-
     def check(self, block: int, mine: Any, theirs: Any) -> None:
         """Check the data: each word of the peer's memory is its index."""
         words = block // 8
         wanted = theirs.astype(np.uint64)[:, None] * np.uint64(words)
         wanted = wanted + np.arange(words, dtype=np.uint64)
-        if not np.array_equal(self.content(block)[mine], wanted):
+        if not np.array_equal(self.memory.take(block, mine), wanted):
             raise RuntimeError("the received bytes are wrong")
 
     def verify(
@@ -133,7 +132,7 @@ class Reader:
             if self._written:
                 self.peer.ask("fill")
                 self._written = False
-            self.content(block)[mine] = 0
+            self.memory.put(block, mine, 0)
             self.run(read)
             self.check(block, mine, theirs)
         else:
@@ -146,18 +145,17 @@ class Reader:
         """Write random bytes, which the peer cannot have, and read them
         back: a READ was or will be checked by itself."""
         self._written = True
-        words = self.content(block)
         rng = np.random.default_rng()
         sent = rng.integers(
             0, 1 << 64, (len(mine), block // 8), np.uint64, endpoint=False
         )
-        words[mine] = sent
+        self.memory.put(block, mine, sent)
         write = self.handle(block, mine, theirs, "WRITE")
         self.run(write)
         self.agent.release_xfer_handle(write)
-        words[mine] = 0
+        self.memory.put(block, mine, 0)
         self.run(read)
-        if not np.array_equal(words[mine], sent):
+        if not np.array_equal(self.memory.take(block, mine), sent):
             raise RuntimeError("the written bytes are wrong")
 
     def written(self, operation: str) -> None:

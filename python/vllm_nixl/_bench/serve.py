@@ -11,7 +11,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from .impl import Impl
+from .impl import Impl, Memory
 from .owner import Owner
 from .turns import machine
 
@@ -39,7 +39,8 @@ class Server(Owner):
     ) -> None:
         name = f"bench-server-{socket.gethostname()}-{os.getpid()}"
         name += "-" + secrets.token_hex(4)
-        super().__init__(Impl("ours"), name, size, shared)
+        impl = Impl("ours")
+        super().__init__(impl, name, Memory(size, impl if shared else None))
         self.say = say
         self.refused: set[str] = set()  # clients that came meanwhile
         self.heard = 0.0  # when the client was last heard of

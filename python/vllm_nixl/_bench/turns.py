@@ -14,6 +14,7 @@ from .child import WORKER, Child, command, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class Side(Child):
         options: For worker.py.
         python: The Python of stock; None: this one.
         environ: The environment; None: this process's.
+        program: With the roles of worker.py.
     """
 
     def __init__(
@@ -46,10 +48,11 @@ class Side(Child):
         options: dict[str, Any],
         python: str | None = None,
         environ: dict[str, str] | None = None,
+        program: str | Path = WORKER,
     ) -> None:
         role = ["bare"] if name == "bare" else ["reader", name]
         super().__init__(
-            command(name, WORKER, *role, json.dumps(options), python=python),
+            command(name, program, *role, json.dumps(options), python=python),
             name,
             environment(name, dict(environ or os.environ)),
             alone=True,

@@ -18,37 +18,60 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from vllm_nixl._bench.impl import Impl
+    from collections.abc import Callable
+
+    from vllm_nixl._bench.impl import Impl, Memory
     from vllm_nixl._bench.owner import Owner
+    from vllm_nixl._bench.reader import Reader
 
 
-def own(owner: type[Owner], out: TextIO, arguments: list[str]) -> None:
+def make_memory(impl: Impl, size: int, kind: str) -> Memory:
+    from vllm_nixl._bench.impl import Memory
+
+    return Memory(size, impl if kind == "shared" else None)
+
+
+def own(
+    owner: type[Owner],
+    out: TextIO,
+    arguments: list[str],
+    make: Callable[[Impl, int, str], Any] = make_memory,
+) -> None:
     """Obey orders on standard input until it ends."""
     from vllm_nixl._bench.child import obey
     from vllm_nixl._bench.impl import Impl
     from vllm_nixl._bench.peer import NAME
 
-    impl, size, kind = arguments
-    owned = owner(Impl(impl), NAME, int(size), kind == "shared")
+    name, size, kind = arguments
+    impl = Impl(name)
+    owned = owner(impl, NAME, make(impl, int(size), kind))
     print(json.dumps(owned.introduction()), file=out, flush=True)
     obey(sys.stdin, out, owned.do)
 
 
-def _read(out: TextIO, arguments: list[str]) -> None:
+def open_reader(impl: Impl, options: dict[str, Any]) -> Reader:
+    from vllm_nixl._bench.reader import Reader
+
+    return Reader(
+        impl,
+        options["size"],
+        peer_memory="shared" if options.get("shared") else "private",
+        peer=options.get("peer"),
+    )
+
+
+def read(
+    out: TextIO,
+    arguments: list[str],
+    make: Callable[[Impl, dict[str, Any]], Reader] = open_reader,
+) -> None:
+    """Take samples as ordered on standard input until it ends."""
     from vllm_nixl._bench import child, points
     from vllm_nixl._bench.impl import Impl
-    from vllm_nixl._bench.reader import Reader
 
     def start() -> dict[str, Any]:
         """Open the reader; as an order, so that an error is an answer."""
-        opened.append(
-            Reader(
-                impl,
-                options["size"],
-                options.get("shared", False),
-                peer=options.get("peer"),
-            )
-        )
+        opened.append(make(impl, options))
         return {"version": impl.version, **_route(impl, opened[0])}
 
     def do(do: str, **order: Any) -> dict[str, Any]:
@@ -124,7 +147,7 @@ def main() -> int:
     if role == "owner":
         own(Owner, out, arguments)
     elif role == "reader":
-        _read(out, arguments)
+        read(out, arguments)
     else:
         _run_bare(out, arguments)
     return 0
