@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from support import ptx
 
-SOURCE = Path(__file__).resolve().parents[2] / "src/engine/native/cuda"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src/engine/native/cuda"
 TABLE, DATA = 0x7F00_0000_0000, 0x7F80_0000_0000
 GAP = 32  # between rows, and at both ends
 
@@ -205,8 +206,15 @@ def test_a_wrong_kernel_is_noticed(right, wrong):
 # -- The assembler -----------------------------------------------------------
 
 
+def gpu_check_text():
+    """The kernel of scripts/gpu_check, which a GPU runs unseen."""
+    path = ROOT / "scripts/gpu_check/driver.py"
+    return re.search(r'KERNEL = b"""\n(.*?)"""', path.read_text(), re.S)[1]
+
+
+@pytest.mark.parametrize("kernel", [kernel_text, gpu_check_text])
 @pytest.mark.parametrize("target", [75, 80, 90, 100, 120])
-def test_kernel_is_assembled_for_every_gpu(tmp_path, target):
+def test_kernel_is_assembled_for_every_gpu(tmp_path, target, kernel):
     assembler = shutil.which("ptxas")
     if assembler is None:
         pytest.skip(
@@ -214,7 +222,7 @@ def test_kernel_is_assembled_for_every_gpu(tmp_path, target):
             " nvidia-cuda-nvcc-cu12: nvidia/cuda_nvcc/bin)"
         )
     text = tmp_path / "kernel.ptx"
-    text.write_text(kernel_text())
+    text.write_text(kernel())
     done = subprocess.run(
         [
             assembler,
