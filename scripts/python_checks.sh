@@ -156,6 +156,17 @@ check_docs() {
         -p no:cacheprovider --noconftest tests/docs
 }
 
+# check_gpu_pack: make the folder for a machine with a GPU (scripts/gpu_pack.sh)
+# for this Python, and look whether it is small, complete, and works.
+check_gpu_pack() {
+    local pack="$WORK/gpu_pack/checked" version
+    version=$(python_probe "$VENV/bin/python" | cut -d' ' -f1)
+    "$ROOT/scripts/gpu_pack.sh" "$version" "$pack"
+    cd "$ROOT"
+    VLLM_NIXL_GPU_PACK="$pack" "$VENV/bin/python" -m pytest -ra -q \
+        -p no:cacheprovider --noconftest tests/gpu_pack
+}
+
 # check_vllm_pd ARGUMENTS...: vLLM itself, as examples/vllm_pd/README.md says.
 check_vllm_pd() {
     local venv="$WORK/venv-vllm"
