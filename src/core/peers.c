@@ -344,8 +344,8 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
     return VNX_OK;
 }
 
-/* Load the metadata of a peer whose turn it is.  The caller gets a reference to
- * the peer. */
+/* Load the metadata of a peer whose turn it is.  The caller gets a reference
+ * to the peer. */
 static vnx_status_t
 load_in_turn(vnx_agent_t *agent, const vnxi_peer_md_t *md,
              const atomic_bool *stop, vnxi_peer_t **peer_p, vnx_error_t *error)
@@ -377,9 +377,8 @@ vnxi_peer_md_parse(vnx_agent_t *agent, const void *blob, size_t len,
         status = vnxi_signature_check(&agent->signature_key, blob, len, error);
     }
     if (status == VNX_OK) {
-        status =
-            agent->ops->metadata_parse(blob, len, &md_p->parsed, &md_p->name,
-                                       &md_p->name_len, error);
+        status = agent->ops->metadata_parse(
+            blob, len, &md_p->parsed, &md_p->name, &md_p->name_len, error);
     }
     /* Valid metadata binds the agent before it is loaded: that may wait for a
      * process, and must not keep other calls from the engine meanwhile. */
