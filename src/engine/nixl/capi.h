@@ -93,6 +93,7 @@ typedef struct vnxi_capi_agent_config {
     X(query_mem)
 
 typedef struct vnxi_capi {
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration */
 #define VNXI_CAPI_MEMBER(name) __typeof__(nixl_capi_##name) *name;
     VNXI_CAPI_TABLE(VNXI_CAPI_MEMBER)
 #undef VNXI_CAPI_MEMBER
