@@ -4,10 +4,10 @@
 #
 #   scripts/gpu_pack.sh [VERSION] [FOLDER]
 #
-# VERSION is that of the Python there, 3.10 to 3.14; without it, that of the
-# Python here.  FOLDER is build-tests/gpu_check-VERSION otherwise.  It takes our wheel from
-# dist/, or builds it if it is older than the sources (scripts/build_wheels.sh),
-# and downloads stock NIXL and numpy with pip.  For x86-64.
+# VERSION is that of the Python there, by default that of the Python here; FOLDER
+# is by default build-tests/gpu_check-VERSION.  Our wheel comes from dist/, where
+# scripts/build_wheels.sh makes it if it is missing or older than the sources;
+# pip downloads stock NIXL and numpy.  For x86-64.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -16,34 +16,33 @@ SIZE_MAX=$((60 << 20))
 CACHE="$WORK/gpu_pack"
 PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux2014_x86_64)
 
-# our_wheel VERSION: print the path of our wheel, which is not older than the sources.
-our_wheel() {
-    local wheel newer
-    wheel=$(find "$ROOT/dist" -name "vllm_nixl-*-cp${1/./}-*_x86_64.whl" \
-        2>/dev/null | head -n 1)
-    newer=$wheel
-    if [ -n "$wheel" ]; then
-        newer=$(cd "$ROOT" && find meson.build meson.options pyproject.toml \
-            include src python bench/bare -newer "$wheel" -type f \
-            -not -name '*.pyc' | head -n 1)
-    fi
-    if [ -z "$wheel" ] || [ -n "$newer" ]; then
-        "$ROOT/scripts/build_wheels.sh" x86_64 "$1" >&2
-        wheel=$(find "$ROOT/dist" -name "vllm_nixl-*-cp${1/./}-*_x86_64.whl")
-    fi
-    say "$wheel"
+# find_wheel VERSION: print the path of our wheel, if there is one.
+find_wheel() {
+    find "$ROOT/dist" -name "vllm_nixl-*-cp${1/./}-*_x86_64.whl" 2>/dev/null ||
+        true
+}
+
+# is_older WHEEL: is a source file newer?
+is_older() {
+    [ -n "$(cd "$ROOT" && find meson.build meson.options pyproject.toml \
+        include src python bench/bare -newer "$1" -type f -print -quit)" ]
 }
 
 # download VERSION FOLDER: the wheels of others for that Python.
 download() {
-    local platforms=() platform
+    local platforms=() platform log
     for platform in "${PLATFORMS[@]}"; do
         platforms+=(--platform "$platform")
     done
+    log=$(mktemp)
     "$PYTHON" -m pip download -q --no-deps --only-binary=:all: \
         --python-version "$1" --implementation cp "${platforms[@]}" -d "$2" \
         "nixl==$NIXL" "nixl-cu12==$NIXL" numpy nvidia-cuda-runtime-cu12 \
-        2>&1 | without_urls >&2
+        >"$log" 2>&1 || {
+        without_urls <"$log" >&2
+        die "pip cannot download what the folder needs"
+    }
+    rm -f "$log"
 }
 
 PYTHON=$(find_python) || die "no suitable Python was found"
@@ -55,11 +54,16 @@ esac
 FOLDER=${2:-$WORK/gpu_check-$VERSION}
 WHEELS="$CACHE/wheels-$VERSION" SITE="$CACHE/site-$VERSION"
 
-wheel=$(our_wheel "$VERSION")
-mkdir -p "$WHEELS"
+[ ! -e "$FOLDER" ] || [ -f "$FOLDER/site.tar.gz" ] || die "$FOLDER exists"
+
+wheel=$(find_wheel "$VERSION")
+if [ -z "$wheel" ] || is_older "$wheel"; then
+    "$ROOT/scripts/build_wheels.sh" x86_64 "$VERSION"
+    wheel=$(find_wheel "$VERSION")
+fi
+rm -rf "$WHEELS" "$SITE" "$FOLDER"
+mkdir -p "$WHEELS" "$SITE" "$FOLDER"
 download "$VERSION" "$WHEELS"
-rm -rf "$SITE" "$FOLDER"
-mkdir -p "$SITE" "$FOLDER"
 for file in "$wheel" "$WHEELS"/*.whl; do
     "$PYTHON" -m zipfile -e "$file" "$SITE"
     say "  $(basename "$file")"

@@ -2,6 +2,7 @@
 
 __main__.py         runs the steps, each in a process of its own
 steps.py            the steps, in the order of their importance
+step.py             the process of a step
 report.py           what a step declares, and how it reports
 table.py            what is printed, and the JSON
 driver.py           the driver's functions, by ctypes
@@ -11,7 +12,9 @@ pair.py             two of them: what most checks need
 machine.py          what the machine is
 right_*.py          steps that pass or fail: each is a list of checks
 figures_*.py        steps that measure: each is a list of rows
+sides.py            measuring ours, stock NIXL and the driver in turns
 worker.py           the measuring processes of the figures, also of stock NIXL
 
-Steps that pass or fail need nothing but vllm_nixl; figures need numpy.
+It needs vllm_nixl and numpy.  Stock NIXL and PyTorch take part if they are
+there.
 """

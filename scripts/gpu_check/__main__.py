@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,7 +84,11 @@ class Run:
             "machine": self.machine,
             "options": asdict(self.options),
             "seconds": time.monotonic() - self.started,
-            "checks": list(self.checks.values()),
+            "checks": [
+                # After Ctrl-C one may have been running.
+                check | {"state": "not run"} if is_running(check) else check
+                for check in self.checks.values()
+            ],
             "figures": [row for _, row in self.rows.values()],
             "steps": self.about,
         }
@@ -148,7 +153,7 @@ class Run:
         early.  The number of the next check; None: there is none, or not one
         was begun."""
         for number, check in enumerate(self._of(step)):
-            if check["state"] == "running":
+            if is_running(check):
                 check["state"] = "not run" if why == NO_TIME else "failed"
                 check["note"] = why
                 self.say(table.check_line(check))
@@ -247,6 +252,10 @@ class Process:
             self.process.wait(END_S)
 
 
+def is_running(check: dict[str, Any]) -> bool:
+    return bool(check["state"] == "running")
+
+
 def environment(step: Step) -> dict[str, str]:
     """Another Python finds what it needs where this one does."""
     if step.python == sys.executable:
@@ -301,7 +310,11 @@ def parse() -> argparse.Namespace:
         metavar="PYTHON",
         help="a Python with PyTorch, of the same version as this one",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    for python in (options.stock_python, options.torch_python):
+        if python is not None and shutil.which(python) is None:
+            parser.error(f"{python} is not a program")
+    return options
 
 
 def interrupt(*_: object) -> None:

@@ -222,6 +222,8 @@ KINDS: dict[str, type[Memory]] = {
     "pinned": Pinned,
     "pageable": Pageable,
 }
+# The size of chunks matters to those only that map them.
+OWN = [kind for kind in KINDS if kind != "expandable, 20 MiB"]
 TORCH = {"torch": Tensor}  # where that is installed
 # Which no other process can map, or only UCX: what happens then is up to the
 # machine, and an error must say why.

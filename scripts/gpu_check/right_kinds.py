@@ -7,7 +7,7 @@ import subprocess
 
 from vllm_nixl import NixlError
 
-from .memory import KINDS, UNSHARED
+from .memory import KINDS, OWN, UNSHARED
 from .pair import Pair, two_processes
 from .report import Checks, SkippedError
 
@@ -38,7 +38,7 @@ for kind in KINDS:
         checks.add(f"memory of another process: {kind}")(
             functools.partial(move, mine="cudaMalloc", theirs=kind)
         )
-for kind in KINDS:
+for kind in OWN:
     if kind != "cudaMalloc":
         text = f"this side's memory: {kind}"
         checks.add(text)(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from .memory import KINDS
+from .memory import OWN
 from .pair import Pair, one_process
 from .report import Checks
 
@@ -18,7 +18,7 @@ def move(pair: Pair, kind: str) -> None:
         pair.end()
 
 
-for kind in KINDS:
+for kind in OWN:
     checks.add(f"agents of a process: {kind}")(
         functools.partial(move, kind=kind)
     )

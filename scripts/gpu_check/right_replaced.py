@@ -13,7 +13,7 @@ checks = Checks()
 
 
 def size_of(pair: Pair) -> int:
-    return pair.options.pick(512, 8) * MIB
+    return pair.options.pick(128, 8) * MIB
 
 
 @checks.add("sleep and wake, deregistered meanwhile")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -21,8 +22,6 @@ WORKER = Path(__file__).with_name("worker.py")
 # Stock NIXL with UCX's READ between two processes of a GPU, which is off if
 # the GPUs have no NVLink, and without it.
 STOCK = {"stock": {"UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "on"}, "stock_default": {}}
-
-
 SIDE_S = 25.0  # for one sample, or a start
 
 
@@ -103,10 +102,7 @@ class Sides:
                 return None
 
         taken = in_turns(
-            {
-                name: lambda name=name: take(name)  # type: ignore[misc]
-                for name in list(self.sides)
-            },
+            {name: functools.partial(take, name) for name in self.sides},
             self.options.pick(2, 1),
         )
         return {
@@ -119,9 +115,7 @@ class Sides:
         return "; ".join(self.lost.values())
 
 
-def best(
-    samples: dict[str, list[dict[str, Any]]],
-) -> dict[str, float]:
+def best(samples: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     """The best bandwidth of each side."""
     return {
         name: max(float(sample["gbs"]) for sample in found)
