@@ -202,7 +202,10 @@ def test_listener_serves_a_raw_client(listening, endpoint):
             frame(b"NIXLCOMM:LOAD" + right.metadata() + b"NIXLCOMM:SEND")
         )
         assert receive(stream) == b"NIXLCOMM:LOAD" + left.metadata()
-        assert left.agent.check_remote_metadata(right.name)
+        until(
+            lambda: left.agent.check_remote_metadata(right.name),
+            "the metadata to be loaded",
+        )
         raw.sendall(frame(b"NIXLCOMM:INVL" + right.name.encode()))
         until(unknown(left.agent, right.name), "its removal")
 
