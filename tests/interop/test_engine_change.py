@@ -1,8 +1,4 @@
-"""With the engine "auto", a storage backend after the first backend.
-
-The native engine runs without UCX, because a process should load only one
-libucp.  A process decides that once, so these tests need one of their own.
-"""
+"""With the engine "auto", a storage backend after the first backend."""
 
 import asyncio
 import os
@@ -16,15 +12,9 @@ from support.nixl import why_no_library
 
 SIZE = 1 << 16
 
-pytestmark = [
-    pytest.mark.skipif(
-        why_no_library() is not None, reason=str(why_no_library())
-    ),
-    pytest.mark.skipif(
-        os.environ["VLLM_NIXL_UCX_LIBRARY"] != "none",
-        reason="run this file alone, with VLLM_NIXL_UCX_LIBRARY=none",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    why_no_library() is not None, reason=str(why_no_library())
+)
 
 
 @pytest.fixture
