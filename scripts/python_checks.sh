@@ -386,15 +386,9 @@ need_stock() {
 
 # Our agents and stock NIXL's, in separate processes.
 check_interop() {
-    local without_ucx=tests/interop/test_engine_change.py
     need_stock
     export NIXL_LOG_LEVEL=FATAL
-    if [ $# -gt 0 ]; then
-        run_pytest "$VENV/bin/python" "$@"
-        return
-    fi
-    VLLM_NIXL_UCX_LIBRARY=none run_pytest "$VENV/bin/python" "$without_ucx"
-    run_pytest "$VENV/bin/python" tests/interop --ignore "$without_ucx"
+    run_pytest "$VENV/bin/python" "${@:-tests/interop}"
 }
 
 # Earlier versions of stock NIXL, with UCX 1.20, 1.21 and 1.22.
