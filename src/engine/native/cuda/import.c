@@ -16,7 +16,6 @@
 #include "engine/native/cuda/import.h"
 
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,7 +27,6 @@
 #include "engine/native/cuda/lend_wire.h"
 
 #define OPERATION "vnx_xfer_post"
-#define STOP_WAIT_NS (2u * UINT64_C(1000000000))
 #define SPANS_MAX (UINT32_C(1) << 20) /* allocations of a region */
 
 /* Questions to one owner at a time: an answer can have 64 descriptors, of
@@ -101,10 +99,7 @@ struct vnxi_cuda_import {
 };
 
 static vnxi_mutex_t imports_lock = VNXI_MUTEX_INIT(VNXI_RANK_CUDA_IMPORTS);
-static vnxi_cond_t imports_ended; /* imports_lock; some were freed */
-static pthread_once_t cond_once = PTHREAD_ONCE_INIT;
 static vnxi_cuda_import_t *imports; /* imports_lock, like all below */
-static unsigned ending;             /* imports that are being freed */
 static vnxi_cuda_check_t *checks;
 static uint64_t last_number; /* of loans and checks */
 
@@ -113,16 +108,8 @@ static void
 forget_in_child(void)
 {
     vnxi_mutex_init(&imports_lock, VNXI_RANK_CUDA_IMPORTS);
-    vnxi_cond_init(&imports_ended);
     imports = NULL;
     checks = NULL;
-    ending = 0;
-}
-
-static void
-init_cond(void)
-{
-    vnxi_cond_init(&imports_ended);
 }
 
 /* -- Spans -----------------------------------------------------------------
@@ -634,10 +621,6 @@ end(vnxi_cuda_import_t *import)
     free(import->mapped);
     free(import->ranges);
     free(import);
-    vnxi_mutex_lock(&imports_lock);
-    ending--;
-    vnxi_cond_broadcast(&imports_ended);
-    vnxi_mutex_unlock(&imports_lock);
 }
 
 /* Find an import that needs the gpu's thread; it is taken out if it ends. */
@@ -655,7 +638,6 @@ next_to_serve(const vnxi_cuda_gpu_t *gpu, bool ends_all, bool *ends_p)
         *ends_p = ends_all || import->is_ending;
         if (*ends_p) {
             take_out_lock_held(import);
-            ending++;
         }
     }
     vnxi_mutex_unlock(&imports_lock);
@@ -712,39 +694,6 @@ vnxi_cuda_imports_drop(const vnxi_port_t *port, uintptr_t conn_id)
         if (is_of_conn(check->port, check->conn_id, port, conn_id)) {
             check->gpu->wake(check->gpu);
         }
-    }
-    vnxi_mutex_unlock(&imports_lock);
-}
-
-static bool
-has_some_lock_held(const vnxi_port_t *port)
-{
-    const vnxi_cuda_import_t *import = imports;
-
-    while (import != NULL && import->port != port) {
-        import = import->next;
-    }
-    return import != NULL;
-}
-
-void
-vnxi_cuda_imports_stop(const vnxi_port_t *port)
-{
-    struct timespec until =
-        vnxi_clock_timespec(vnxi_clock_deadline(STOP_WAIT_NS));
-    int timeout = 0;
-
-    pthread_once(&cond_once, init_cond);
-    vnxi_mutex_lock(&imports_lock);
-    for (vnxi_cuda_import_t *import = imports; import != NULL;
-         import = import->next) {
-        if (import->port == port) {
-            import->is_ending = true;
-            import->gpu->wake(import->gpu);
-        }
-    }
-    while ((ending > 0 || has_some_lock_held(port)) && timeout == 0) {
-        timeout = vnxi_cond_timedwait(&imports_ended, &imports_lock, &until);
     }
     vnxi_mutex_unlock(&imports_lock);
 }
@@ -851,7 +800,6 @@ vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
     vnx_status_t status;
 
     vnxi_fork_on_child(forget_in_child);
-    pthread_once(&cond_once, init_cond);
     vnxi_mutex_lock(&imports_lock);
     vnxi_cuda_import_t *import = find_lock_held(key, gpu);
     bool is_busy = import == NULL && is_busy_lock_held(key, gpu);

@@ -84,10 +84,6 @@ void vnxi_cuda_imports_end(vnxi_cuda_gpu_t *gpu);
 /* The imports of this conn will end. */
 void vnxi_cuda_imports_drop(const vnxi_port_t *port, uintptr_t conn_id);
 
-/* The imports of this port end; wait for that, but not longer than 2 s: the
- * program may keep a GPU busy. */
-void vnxi_cuda_imports_stop(const vnxi_port_t *port);
-
 /* As on_answer() of the contract. */
 void vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
                                  const vnxi_control_t *control);
