@@ -43,8 +43,8 @@
  * catch_up, new_table, key_create.  For one region: attach, detach.
  *
  * Waiting: only port_open, settle and port_stop may wait for longer than it
- * takes to copy a chunk, and conn_start for a few seconds, until port_stop is
- * called.  Nothing else waits for a peer.
+ * takes to copy a chunk, conn_start for a few seconds, until port_stop is
+ * called, and conn_close for 2 s.  Nothing else waits for a peer.
  *
  * Locks: the engine holds none of its locks, except: its lock for creating
  * backends in port_open; its lock for mapping in attach.  peer_gone may be
@@ -318,7 +318,9 @@ struct vnxi_transport {
      * do. */
     void (*warm_up)(vnxi_conn_t *conn);
 
-    /* Close in an orderly way; queued notifications are sent.  Idempotent. */
+    /* Close in an orderly way; queued notifications are sent, and the peer's
+     * memory is not used any more.  The main conn is the last one.
+     * Idempotent. */
     void (*conn_close)(vnxi_conn_t *conn);
 
     /* Another transport found that the peer is gone: end pending operations

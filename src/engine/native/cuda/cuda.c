@@ -169,18 +169,22 @@ conn_create(vnxi_port_t *port, const vnxi_conn_args_t *args,
     return VNX_OK;
 }
 
+/* The peer may free its memory as soon as the main conn is closed. */
 static void
 conn_close(vnxi_conn_t *base)
 {
     const cuda_conn_t *conn = (cuda_conn_t *)base;
     vnxi_cuda_imports_drop(conn->port, conn->id);
+    vnxi_cuda_imports_settle(conn->port, conn->id);
 }
 
 static void
-peer_gone(vnxi_conn_t *conn, const char *cause)
+peer_gone(vnxi_conn_t *base, const char *cause)
 {
+    const cuda_conn_t *conn = (cuda_conn_t *)base;
+
     (void)cause;
-    conn_close(conn);
+    vnxi_cuda_imports_drop(conn->port, conn->id);
 }
 
 static void

@@ -29,6 +29,9 @@
 #define OPERATION "vnx_xfer_post"
 #define SPANS_MAX (UINT32_C(1) << 20) /* allocations of a region */
 
+/* How long the end of a conn waits for the gpus that still use its memory. */
+#define UNMAP_WAIT_NS (2u * UINT64_C(1000000000))
+
 /* Questions to one owner at a time: an answer can have 64 descriptors, of
  * which a process may have 1024. */
 #define ASKS_MAX 4u
@@ -41,12 +44,10 @@ typedef enum state {
 } state_t;
 
 /* An open handle of cudaMalloc() memory.  Some drivers open an allocation once
- * only, and several regions may lie in one. */
+ * only, and several regions may lie in one, also of several agents. */
 typedef struct vnxi_cuda_opened {
     struct vnxi_cuda_opened *next; /* of gpu->opened */
-    const vnxi_port_t *port;
-    uintptr_t conn_id;
-    uint64_t id; /* of the allocation, in the peer */
+    uint64_t id;                   /* of the allocation, in the peer */
     vnxi_cu_ipc_handle_t handle;
     vnxi_cu_ptr_t here;
     unsigned uses;
@@ -103,13 +104,24 @@ static vnxi_cuda_import_t *imports; /* imports_lock, like all below */
 static vnxi_cuda_check_t *checks;
 static uint64_t last_number; /* of loans and checks */
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static vnxi_cond_t ended; /* an import was unmapped; initialised by start() */
+
 /* What the parent has mapped does not exist in a child. */
 static void
 forget_in_child(void)
 {
     vnxi_mutex_init(&imports_lock, VNXI_RANK_CUDA_IMPORTS);
+    vnxi_cond_init(&ended);
     imports = NULL;
     checks = NULL;
+}
+
+static void
+start(void)
+{
+    vnxi_fork_on_child(forget_in_child);
+    vnxi_cond_init(&ended);
 }
 
 /* -- Spans -----------------------------------------------------------------
@@ -229,15 +241,13 @@ add_span(vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece,
 }
 
 static opened_t *
-find_opened(const vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece)
+find_opened(const vnxi_cuda_gpu_t *gpu, const vnxi_lend_piece_t *piece)
 {
-    opened_t *opened = import->gpu->opened;
+    opened_t *opened = gpu->opened;
 
-    while (
-        opened != NULL &&
-        (opened->port != import->port || opened->conn_id != import->conn_id ||
-         opened->id != piece->id ||
-         memcmp(&opened->handle, piece->handle, sizeof opened->handle) != 0)) {
+    while (opened != NULL &&
+           (opened->id != piece->id || memcmp(&opened->handle, piece->handle,
+                                              sizeof opened->handle) != 0)) {
         opened = opened->next;
     }
     return opened;
@@ -261,8 +271,6 @@ open_handle(vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece,
         free(opened);
         return fail(import, "cuIpcOpenMemHandle_v2", result, error);
     }
-    opened->port = import->port;
-    opened->conn_id = import->conn_id;
     opened->id = piece->id;
     opened->next = import->gpu->opened;
     import->gpu->opened = opened;
@@ -290,7 +298,7 @@ static vnx_status_t
 map_legacy(vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece,
            vnx_error_t *error)
 {
-    opened_t *opened = find_opened(import, piece);
+    opened_t *opened = find_opened(import->gpu, piece);
     vnxi_cu_ptr_t start = 0;
     size_t size = 0;
 
@@ -605,7 +613,6 @@ take_out_lock_held(vnxi_cuda_import_t *import)
     *at = import->of_key;
 }
 
-/* The import is in no list any more. */
 static void
 end(vnxi_cuda_import_t *import)
 {
@@ -613,6 +620,10 @@ end(vnxi_cuda_import_t *import)
 
     unmap(import);
     drop_answer(import);
+    vnxi_mutex_lock(&imports_lock);
+    take_out_lock_held(import);
+    vnxi_cond_broadcast(&ended);
+    vnxi_mutex_unlock(&imports_lock);
     send_to(import->port, import->conn_id,
             &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = import->loan},
             NULL);
@@ -623,7 +634,7 @@ end(vnxi_cuda_import_t *import)
     free(import);
 }
 
-/* Find an import that needs the gpu's thread; it is taken out if it ends. */
+/* Find an import that needs the gpu's thread. */
 static vnxi_cuda_import_t *
 next_to_serve(const vnxi_cuda_gpu_t *gpu, bool ends_all, bool *ends_p)
 {
@@ -635,10 +646,7 @@ next_to_serve(const vnxi_cuda_gpu_t *gpu, bool ends_all, bool *ends_p)
         import = import->next;
     }
     if (import != NULL) {
-        *ends_p = ends_all || import->is_ending;
-        if (*ends_p) {
-            take_out_lock_held(import);
-        }
+        *ends_p = import->is_ending = ends_all || import->is_ending;
     }
     vnxi_mutex_unlock(&imports_lock);
     return import;
@@ -694,6 +702,32 @@ vnxi_cuda_imports_drop(const vnxi_port_t *port, uintptr_t conn_id)
         if (is_of_conn(check->port, check->conn_id, port, conn_id)) {
             check->gpu->wake(check->gpu);
         }
+    }
+    vnxi_mutex_unlock(&imports_lock);
+}
+
+static bool
+has_import_lock_held(const vnxi_port_t *port, uintptr_t conn_id)
+{
+    const vnxi_cuda_import_t *import = imports;
+
+    while (import != NULL &&
+           !is_of_conn(import->port, import->conn_id, port, conn_id)) {
+        import = import->next;
+    }
+    return import != NULL;
+}
+
+void
+vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id)
+{
+    struct timespec until =
+        vnxi_clock_timespec(vnxi_clock_deadline(UNMAP_WAIT_NS));
+    int late = 0;
+
+    vnxi_mutex_lock(&imports_lock);
+    while (late == 0 && has_import_lock_held(port, conn_id)) {
+        late = vnxi_cond_timedwait(&ended, &imports_lock, &until);
     }
     vnxi_mutex_unlock(&imports_lock);
 }
@@ -799,7 +833,7 @@ vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
 {
     vnx_status_t status;
 
-    vnxi_fork_on_child(forget_in_child);
+    pthread_once(&once, start);
     vnxi_mutex_lock(&imports_lock);
     vnxi_cuda_import_t *import = find_lock_held(key, gpu);
     bool is_busy = import == NULL && is_busy_lock_held(key, gpu);

@@ -84,6 +84,9 @@ void vnxi_cuda_imports_end(vnxi_cuda_gpu_t *gpu);
 /* The imports of this conn will end. */
 void vnxi_cuda_imports_drop(const vnxi_port_t *port, uintptr_t conn_id);
 
+/* Wait until they have ended, 2 s at most. */
+void vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id);
+
 /* As on_answer() of the contract. */
 void vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
                                  const vnxi_control_t *control);

@@ -575,6 +575,12 @@ report_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_xfer_t *xfer)
     vnxi_cond_broadcast(&worker->ended);
 }
 
+static bool
+is_waiting(const vnxi_cuda_xfer_t *xfer)
+{
+    return !xfer->is_failing && (xfer->is_parked || is_checking(xfer));
+}
+
 /* The earliest deadline of a transfer that waits for its peer, or `other`; 0:
  * none. */
 static uint64_t
@@ -584,7 +590,7 @@ earliest_lock_held(const vnxi_cuda_worker_t *worker, uint64_t other)
 
     for (const vnxi_cuda_xfer_t *xfer = worker->first; xfer != NULL;
          xfer = xfer->next) {
-        if (xfer->deadline != 0 &&
+        if (xfer->deadline != 0 && is_waiting(xfer) &&
             (earliest == 0 || xfer->deadline < earliest)) {
             earliest = xfer->deadline;
         }
@@ -607,8 +613,7 @@ expire_lock_held(vnxi_cuda_worker_t *worker)
         }
         if (xfer->args.go_on(xfer->args.context, &error) != VNX_OK) {
             fail_lock_held(xfer, &error);
-        } else if (xfer->deadline <= now &&
-                   (xfer->is_parked || is_checking(xfer))) {
+        } else if (xfer->deadline <= now && is_waiting(xfer)) {
             vnxi_error_set(&error, VNX_ERR_BACKEND, OPERATION,
                            "the peer has not answered a question about its "
                            "GPU memory within %d s",

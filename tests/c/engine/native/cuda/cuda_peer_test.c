@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <sys/wait.h>
 
+#include "child_check.h"
 #include "gpu_pair.h"
 
 #define BLOCKS_MAX 64
@@ -32,8 +33,8 @@ typedef enum order {
     SLEEP, /* free the memory, but keep its addresses */
     WAKE,  /* new memory at the same addresses */
     METADATA,
-    CLOSE, /* the agent */
-    SET,   /* a knob */
+    CLOSE,   /* the agent */
+    CAPTURE, /* a graph, or end that */
     FACTS,
     EXIT,
 } order_t;
@@ -44,6 +45,7 @@ typedef struct command {
     kind_t kind;
     uint64_t value;
     size_t size;
+    int gpu; /* MAKE */
 } command_t;
 
 typedef struct answer {
@@ -51,6 +53,7 @@ typedef struct answer {
     block_t block;
     size_t bytes; /* that follow */
     int misuses, handles, mappings, imports, fds, freed_while_open;
+    int captures_broken;
     bool is_shared;
     char cause[160];
 } answer_t;
@@ -65,6 +68,18 @@ static void
 sleep_block(const block_t *block)
 {
     CU_OK(cu.cuMemUnmap(block->addr, block->size));
+}
+
+static block_t
+make_on(int gpu, kind_t kind, size_t size)
+{
+    vnxi_cu_context_t context;
+
+    CU_OK(cu.cuDevicePrimaryCtxRetain(&context, gpu));
+    CU_OK(cu.cuCtxPushCurrent_v2(context));
+    block_t block = make_block(kind, size);
+    CU_OK(cu.cuCtxPopCurrent_v2(NULL));
+    return block;
 }
 
 static bool
@@ -84,7 +99,9 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
 
     switch (command->order) {
     case MAKE:
-        *block = make_block(command->kind, command->value);
+        *block = command->gpu == 0
+                     ? make_block(command->kind, command->value)
+                     : make_on(command->gpu, command->kind, command->value);
         desc.desc = (vnx_desc_t){block->addr, block->size, 0};
         /* fall through */
     case PART:
@@ -136,8 +153,8 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
         vnx_agent_release(owner->agent);
         owner->agent = NULL;
         break;
-    case SET:
-        atomic_store(&fake->no_fd_export, (int)command->value);
+    case CAPTURE:
+        atomic_store(&fake->capturing, (int)command->value);
         break;
     case FACTS:
     case EXIT:
@@ -150,6 +167,7 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
     answer->imports = fake->imports;
     answer->fds = fake->fds;
     answer->freed_while_open = fake->freed_while_open;
+    answer->captures_broken = fake->captures_broken;
     if (answer->status != VNX_OK) {
         snprintf(answer->cause, sizeof answer->cause, "%.159s", error.cause);
     }
@@ -220,20 +238,20 @@ tell(order_t order, unsigned index)
 static block_t
 make_theirs(unsigned index, kind_t kind, size_t size)
 {
-    return tell_all((command_t){MAKE, index, kind, size, 0}, NULL).block;
+    return tell_all((command_t){MAKE, index, kind, size, 0, 0}, NULL).block;
 }
 
 static void
 fill_theirs(unsigned index, unsigned seed)
 {
-    tell_all((command_t){FILL, index, 0, seed, 0}, NULL);
+    tell_all((command_t){FILL, index, 0, seed, 0, 0}, NULL);
 }
 
 static unsigned char *
 read_theirs(unsigned index)
 {
     unsigned char *bytes = NULL;
-    tell_all((command_t){READ_ALL, index, 0, 0, 0}, &bytes);
+    tell_all((command_t){READ_ALL, index, 0, 0, 0, 0}, &bytes);
     return bytes;
 }
 
@@ -250,7 +268,7 @@ load_other(void)
 {
     unsigned char *blob = NULL;
     vnx_bytes_t name;
-    answer_t answer = tell_all((command_t){METADATA, 0, 0, 0, 0}, &blob);
+    answer_t answer = tell_all((command_t){METADATA, 0, 0, 0, 0, 0}, &blob);
 
     assert_ok(vnx_agent_load_metadata(a, blob, answer.bytes, &name, e));
     free(blob);
@@ -268,10 +286,32 @@ end_other(void)
     answer_t answer = tell(EXIT, 0);
     assert_int_equal(answer.misuses, 0);
     assert_int_equal(answer.freed_while_open, 0);
+    assert_int_equal(answer.captures_broken, 0);
     close(to_other);
     to_other = -1;
     assert_int_equal(waitpid(other, &status, 0), other);
     assert_int_equal(status, 0);
+}
+
+/* Once more, with these knobs of the fake. */
+static void
+restart_other(const char *knobs)
+{
+    end_other();
+    setenv("FAKE_CUDA", knobs, 1);
+    start_other();
+    unsetenv("FAKE_CUDA");
+}
+
+/* Return when all of its threads stand still. */
+static void
+stop_other(void)
+{
+    int status = 0;
+
+    kill(other, SIGSTOP);
+    assert_int_equal(waitpid(other, &status, WUNTRACED), other);
+    assert_true(WIFSTOPPED(status));
 }
 
 static void
@@ -710,22 +750,31 @@ owner_that_closes_takes_its_memory_back(void **state)
     end_ours(&ours);
 }
 
+/* At once, even if a transfer is being copied. */
 static void
 removed_peer_gets_its_memory_back(void **state)
 {
     block_t ours = new_ours(LEGACY, 4 * MIB);
-    block_t theirs = make_theirs(0, MAPPED_FD, 4 * MIB);
     (void)state;
 
-    load_other();
-    move(VNX_OP_READ, &ours, 0, &theirs, 1);
-    assert_int_equal(fake->reservations, 1);
-    assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
-    for (int i = 0; fake->reservations > 0 && i < 10000; i++) {
-        wait_ms();
+    for (unsigned round = 0; round < rounds(20); round++) {
+        block_t theirs =
+            make_theirs(0, round % 2 == 0 ? LEGACY : MAPPED_FD, 4 * MIB);
+        vnx_error_t error;
+        load_other();
+        move(VNX_OP_READ, &ours, 0, &theirs, round);
+        vnx_xfer_t *xfer = make_ours(VNX_OP_WRITE, &ours, &theirs);
+        atomic_store(&fake->delay_us, 3000);
+        if (round % 4 > 0) {
+            vnx_xfer_post(xfer, NULL, 0, &error);
+        }
+        assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
+        assert_int_equal(fake->imports + fake->reservations, 0);
+        assert_false(tell(DEREGISTER, 0).is_shared);
+        tell(FREE, 0);
+        atomic_store(&fake->delay_us, 0);
+        vnx_xfer_abandon(xfer);
     }
-    assert_int_equal(fake->reservations, 0);
-    end_theirs(0);
     end_ours(&ours);
 }
 
@@ -754,6 +803,490 @@ owner_does_not_wait_for_ever(void **state)
     vnx_xfer_abandon(xfer);
     tell(FREE, 0);
     end_ours(&ours);
+}
+
+/* -- Tests: trouble --------------------------------------------------------
+ */
+
+static void
+check_no_answer(vnx_xfer_t *xfer)
+{
+    vnx_error_t error;
+
+    assert_int_equal(end_of(xfer, &error), VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "has not answered a question"));
+}
+
+/* Transfers of memory that is mapped and of memory that is not; both end with
+ * an error, and both work afterwards. */
+static void
+stopped_owner_ends_transfers_and_is_used_again(void **state)
+{
+    block_t ours = new_ours(LEGACY, MIB);
+    (void)state;
+
+    for (unsigned round = 0; round < 2; round++) {
+        kind_t kind = round == 0 ? LEGACY : MAPPED_FD;
+        block_t known = make_theirs(0, kind, MIB);
+        block_t fresh = make_theirs(1, kind, MIB);
+        vnx_error_t error;
+        load_other();
+        move(VNX_OP_READ, &ours, 0, &known, 1);
+        vnx_xfer_t *xfers[] = {make_ours(VNX_OP_READ, &ours, &known),
+                               make_ours(VNX_OP_READ, &ours, &fresh)};
+        stop_other();
+        for (unsigned i = 0; i < 2; i++) {
+            assert_int_equal(vnx_xfer_post(xfers[i], NULL, 0, &error),
+                             VNX_IN_PROG);
+        }
+        for (unsigned i = 0; i < 2; i++) {
+            check_no_answer(xfers[i]);
+        }
+        kill(other, SIGCONT);
+        for (unsigned i = 0; i < 2; i++) {
+            assert_int_equal(run(xfers[i], &error), VNX_OK);
+            vnx_xfer_abandon(xfers[i]);
+        }
+        move(VNX_OP_READ, &ours, 0, &known, 3);
+        move(VNX_OP_WRITE, &ours, 1, &fresh, 5);
+        end_theirs(0);
+        end_theirs(1);
+    }
+    end_ours(&ours);
+}
+
+static atomic_uint timed_waits; /* of this process */
+
+int __real_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
+                                  const struct timespec *until);
+int __wrap_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
+                                  const struct timespec *until);
+
+int
+__wrap_pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
+                              const struct timespec *until)
+{
+    atomic_fetch_add(&timed_waits, 1);
+    return __real_pthread_cond_timedwait(cond, mutex, until);
+}
+
+/* A transfer that has failed waits for what is still running, asleep. */
+static void
+failed_transfer_waits_for_the_gpu(void **state)
+{
+    block_t ours = new_ours(LEGACY, MIB);
+    block_t theirs = make_theirs(0, MAPPED_FD, MIB);
+    vnx_error_t error;
+    (void)state;
+
+    load_other();
+    vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+    run_xfer(a, xfer);
+    stop_other();
+    calls->hold(true);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_IN_PROG);
+    for (int i = 0; i < 5500; i++) { /* the owner should have answered */
+        wait_ms();
+    }
+    unsigned before = atomic_load(&timed_waits);
+    for (int i = 0; i < 500; i++) {
+        wait_ms();
+    }
+    unsigned waits = atomic_load(&timed_waits) - before;
+    calls->hold(false);
+    check_no_answer(xfer);
+    kill(other, SIGCONT);
+    vnx_xfer_abandon(xfer);
+    assert_in_range(waits, 1, 200);
+    end_theirs(0);
+    end_ours(&ours);
+}
+
+/* The child has an agent of its own, and uses CPU memory of the same peer. */
+static void
+be_child(const block_t *cpu, const block_t *gpu, unsigned char *blob,
+         size_t len)
+{
+    block_t ours = {CPU, VNX_MEM_DRAM, (uintptr_t)map_pages(MIB), MIB};
+    vnx_desc_t left = {ours.addr, MIB, 0}, right = {gpu->addr, MIB, 0};
+    vnx_reg_desc_t desc = {.desc = left};
+    unsigned char *expected = malloc(MIB);
+    vnx_xfer_t *xfer = NULL;
+    vnx_error_t error;
+    vnx_bytes_t name;
+
+    vnx_agent_close(a); /* the parent's */
+    vnx_agent_release(a);
+    a = make_agent("C");
+    CHECK(vnx_agent_register(a, VNX_MEM_DRAM, &desc, 1, NULL, &error) ==
+          VNX_OK);
+    CHECK(vnx_agent_load_metadata(a, blob, len, &name, &error) == VNX_OK);
+    free(name.data);
+    CHECK(run(make_ours(VNX_OP_READ, &ours, cpu), &error) == VNX_OK);
+    fill(expected, MIB, 9);
+    CHECK(memcmp((void *)(uintptr_t)ours.addr, expected, MIB) == 0);
+    CHECK(try_make(VNX_OP_READ, VNX_MEM_DRAM, &left, VNX_MEM_VRAM, &right, 1,
+                   &xfer, &error) == VNX_ERR_NOT_SUPPORTED);
+    vnx_agent_close(a);
+    _exit(0);
+}
+
+static void
+forked_child_does_not_disturb_what_is_mapped(void **state)
+{
+    (void)state;
+
+    for (unsigned round = 0; round < 4; round++) {
+        block_t ours = new_ours(LEGACY, MIB);
+        block_t theirs =
+            make_theirs(0, round % 2 == 0 ? LEGACY : MAPPED_FD, MIB);
+        block_t their_cpu = make_theirs(1, CPU, MIB);
+        unsigned char *blob = NULL;
+        int status;
+        fill_theirs(1, 9);
+        load_other();
+        size_t len =
+            tell_all((command_t){METADATA, 0, 0, 0, 0, 0}, &blob).bytes;
+        vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+        run_xfer(a, xfer);
+        atomic_store(&fake->delay_us, 3000);
+        vnx_xfer_post(xfer, NULL, 0, NULL);
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            be_child(&their_cpu, &theirs, blob, len);
+        }
+        vnx_error_t error;
+        assert_int_equal(end_of(xfer, &error), VNX_OK);
+        vnx_xfer_abandon(xfer);
+        atomic_store(&fake->delay_us, 0);
+        move(VNX_OP_WRITE, &ours, 0, &theirs, 7);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        move(VNX_OP_READ, &ours, 0, &theirs, 8);
+        free(blob);
+        end_theirs(0);
+        end_theirs(1);
+        end_ours(&ours);
+    }
+}
+
+/* -- Tests: generations ----------------------------------------------------
+ */
+
+/* What threads that read the same region of the owner know about it. */
+typedef struct generations {
+    block_t theirs;
+    atomic_uint oldest; /* that a transfer may read which is posted now */
+    atomic_uint newest; /* that any transfer may read */
+    atomic_bool is_over;
+    atomic_uint done, failed;
+} generations_t;
+
+typedef struct reader {
+    pthread_t thread;
+    generations_t *shared;
+    block_t ours;
+} reader_t;
+
+/* Are these the bytes of one of the generations? */
+static bool
+is_one_of(const unsigned char *bytes, size_t len, unsigned oldest,
+          unsigned newest)
+{
+    unsigned char *expected = malloc(len);
+    bool is_found = false;
+
+    for (unsigned seed = oldest; seed <= newest && !is_found; seed++) {
+        fill(expected, len, seed);
+        is_found = memcmp(bytes, expected, len) == 0;
+    }
+    free(expected);
+    return is_found;
+}
+
+static bool
+is_about_the_region(vnx_status_t status)
+{
+    return status == VNX_ERR_NOT_FOUND || status == VNX_ERR_MISMATCH ||
+           status == VNX_ERR_BACKEND || status == VNX_ERR_NOT_SUPPORTED;
+}
+
+static void *
+read_generations(void *arg)
+{
+    const reader_t *reader = arg;
+    generations_t *shared = reader->shared;
+    vnx_desc_t left = {reader->ours.addr, reader->ours.size, 0};
+    vnx_desc_t right = {shared->theirs.addr, shared->theirs.size, 0};
+
+    while (!atomic_load(&shared->is_over)) {
+        unsigned oldest = atomic_load(&shared->oldest);
+        vnx_xfer_t *xfer = NULL;
+        vnx_error_t error;
+        vnx_status_t status = try_make(VNX_OP_READ, VNX_MEM_VRAM, &left,
+                                       VNX_MEM_VRAM, &right, 1, &xfer, &error);
+        if (status == VNX_OK) {
+            status = run(xfer, &error);
+            vnx_xfer_abandon(xfer);
+        }
+        if (status == VNX_OK) {
+            unsigned char *found = get_all(&reader->ours);
+            if (!is_one_of(found, reader->ours.size, oldest,
+                           atomic_load(&shared->newest))) {
+                print_message("stale bytes after generation %u\n", oldest);
+                abort();
+            }
+            free(found);
+            atomic_fetch_add(&shared->done, 1);
+        } else if (is_about_the_region(status)) {
+            atomic_fetch_add(&shared->failed, 1);
+        } else {
+            print_message("%d: %s\n", (int)status, error.cause);
+            abort();
+        }
+    }
+    return NULL;
+}
+
+/* Other memory, or the same with other bytes. */
+static void
+replace_theirs(const block_t *theirs, unsigned generation)
+{
+    if (is_mapped(theirs->kind)) {
+        tell(SLEEP, 0);
+        tell(WAKE, 0);
+    }
+    fill_theirs(0, generation);
+}
+
+static void
+check_generations(kind_t kind)
+{
+    generations_t shared = {.theirs = make_theirs(0, kind, 512 * KIB)};
+    reader_t readers[4];
+
+    atomic_store(&fake->delay_us, 100);
+    fill_theirs(0, 1);
+    atomic_store(&shared.oldest, 1);
+    atomic_store(&shared.newest, 1);
+    load_other();
+    for (unsigned i = 0; i < 4; i++) {
+        readers[i].shared = &shared;
+        readers[i].ours = new_ours(LEGACY, shared.theirs.size);
+        pthread_create(&readers[i].thread, NULL, read_generations,
+                       &readers[i]);
+    }
+    for (unsigned next = 2; next < 2 + rounds(30); next++) {
+        unsigned done = atomic_load(&shared.done);
+        for (int i = 0; atomic_load(&shared.done) < done + 4 && i < 10000;
+             i++) {
+            wait_ms();
+        }
+        assert_true(atomic_load(&shared.done) > done);
+        assert_false(tell(DEREGISTER, 0).is_shared);
+        atomic_store(&shared.oldest, next);
+        atomic_store(&shared.newest, next);
+        replace_theirs(&shared.theirs, next);
+        tell(REGISTER, 0);
+        load_other();
+    }
+    atomic_store(&shared.is_over, true);
+    for (unsigned i = 0; i < 4; i++) {
+        pthread_join(readers[i].thread, NULL);
+        end_ours(&readers[i].ours);
+    }
+    atomic_store(&fake->delay_us, 0);
+    print_message("%u transfers, %u failed\n", atomic_load(&shared.done),
+                  atomic_load(&shared.failed));
+    end_theirs(0);
+}
+
+/* Each transfer fails, or reads what the region has since it was posted. */
+static void
+transfers_never_read_what_was_deregistered_before(void **state)
+{
+    (void)state;
+    check_generations(LEGACY);
+    check_generations(MAPPED_FD);
+    check_generations(MAPPED_FABRIC);
+}
+
+/* -- Tests: drivers and GPUs -----------------------------------------------
+ */
+
+/* An owner with two GPUs, of which this process sees the second. */
+static void
+gpus_that_this_process_does_not_see_are_tried(void **state)
+{
+    block_t ours = new_ours(LEGACY, MIB), cpu = new_ours(CPU, MIB);
+    vnx_xfer_t *xfer = NULL;
+    vnx_error_t error;
+    (void)state;
+
+    restart_other("devices=2,uuids=10");
+    block_t far = make_theirs(0, LEGACY, MIB);
+    block_t near =
+        tell_all((command_t){MAKE, 1, LEGACY, MIB, 0, 1}, NULL).block;
+    vnx_desc_t left = {cpu.addr, MIB, 0}, right = {far.addr, MIB, 0};
+    load_other();
+    move(VNX_OP_READ, &ours, 0, &far, 1);
+    move(VNX_OP_WRITE, &ours, 0, &far, 2);
+    move(VNX_OP_READ, &ours, 1, &near, 3);
+    move(VNX_OP_WRITE, &cpu, 1, &near, 4);
+    /* CPU memory has no GPU that could copy. */
+    assert_int_equal(try_make(VNX_OP_READ, VNX_MEM_DRAM, &left, VNX_MEM_VRAM,
+                              &right, 1, &xfer, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    assert_non_null(strstr(error.cause, "does not see the peer's GPU"));
+    end_theirs(0);
+    end_theirs(1);
+    end_ours(&ours);
+    end_ours(&cpu);
+}
+
+/* They say so when their memory is mapped. */
+static void
+gpus_that_cannot_access_each_other_are_given_up(void **state)
+{
+    block_t ours = new_ours(LEGACY, MIB);
+    (void)state;
+
+    atomic_store(&fake->no_peers, 1);
+    restart_other("devices=2,uuids=10,no_peers=1");
+    for (unsigned round = 0; round < 2; round++) {
+        block_t far = make_theirs(0, round == 0 ? LEGACY : MAPPED_FD, MIB);
+        block_t near =
+            tell_all((command_t){MAKE, 1, LEGACY, MIB, 0, 1}, NULL).block;
+        vnx_error_t error;
+        load_other();
+        move(VNX_OP_READ, &ours, 1, &near, 3);
+        vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &far);
+        assert_int_equal(run(xfer, &error), VNX_ERR_BACKEND);
+        assert_non_null(strstr(error.cause, "PEER_ACCESS_UNSUPPORTED"));
+        vnx_xfer_abandon(xfer);
+        assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
+        end_theirs(0);
+        end_theirs(1);
+    }
+    atomic_store(&fake->no_peers, 0);
+    end_ours(&ours);
+}
+
+/* Both of this process, which opens the same allocation twice. */
+static void
+two_agents_map_the_same_memory(void **state)
+{
+    vnx_agent_t *first = a;
+    (void)state;
+
+    for (int old = 0; old < 2; old++) {
+        block_t ours = new_ours(LEGACY, MIB);
+        block_t theirs = make_theirs(0, LEGACY, MIB);
+        atomic_store(&fake->old_ipc, old);
+        load_other();
+        move(VNX_OP_READ, &ours, 0, &theirs, 1);
+        a = make_agent("A2");
+        block_t more = new_ours(LEGACY, MIB);
+        load_other();
+        move(VNX_OP_READ, &more, 0, &theirs, 2);
+        move(VNX_OP_WRITE, &more, 0, &theirs, 3);
+        end_ours(&more);
+        vnx_agent_close(a);
+        vnx_agent_release(a);
+        a = first;
+        move(VNX_OP_WRITE, &ours, 0, &theirs, 4);
+        end_theirs(0);
+        end_ours(&ours);
+    }
+}
+
+static void
+owner_whose_driver_refuses_says_why(void **state)
+{
+    static const struct {
+        const char *knobs, *function;
+        kind_t kind;
+    } cases[] = {
+        {"refuse=cuIpcGetMemHandle:801", "cuIpcGetMemHandle", LEGACY},
+        {"refuse=cuMemExportToShareableHandle:801",
+         "cuMemExportToShareableHandle", MAPPED_FD},
+        {"refuse=cuMemExportToShareableHandle:801",
+         "cuMemExportToShareableHandle", MAPPED_FABRIC},
+        {"refuse=cuMemRetainAllocationHandle:1", "cuMemRetainAllocationHandle",
+         MAPPED_FD},
+    };
+    block_t ours = new_ours(LEGACY, MIB), cpu = new_ours(CPU, MIB);
+    (void)state;
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        restart_other(cases[i].knobs);
+        block_t theirs = make_theirs(0, cases[i].kind, MIB);
+        block_t their_cpu = make_theirs(1, CPU, MIB);
+        vnx_error_t error;
+        load_other();
+        vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+        assert_int_equal(run(xfer, &error), VNX_ERR_BACKEND);
+        assert_non_null(strstr(error.cause, "the peer does not share"));
+        assert_non_null(strstr(error.cause, cases[i].function));
+        vnx_xfer_abandon(xfer);
+        move(VNX_OP_READ, &ours, 1, &their_cpu, 1);
+        move(VNX_OP_WRITE, &cpu, 1, &their_cpu, 2);
+        end_theirs(0);
+        end_theirs(1);
+        assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
+    }
+    end_ours(&ours);
+    end_ours(&cpu);
+}
+
+/* Neither side breaks the capture of a graph, which begins when its program
+ * has its memory. */
+static void
+captures_of_graphs_are_not_broken(void **state)
+{
+    static const kind_t kinds[] = {LEGACY, MAPPED_FD, MAPPED_FABRIC, CPU};
+    block_t ours[] = {make_block(LEGACY, CHUNK), make_block(CPU, CHUNK)};
+    block_t theirs[4];
+    (void)state;
+
+    for (unsigned i = 0; i < 4; i++) {
+        theirs[i] = make_theirs(i, kinds[i], CHUNK);
+        tell(DEREGISTER, i);
+    }
+    atomic_store(&fake->capturing, 1);
+    tell_all((command_t){.order = CAPTURE, .value = 1}, NULL);
+    for (unsigned i = 0; i < 2; i++) {
+        vnx_reg_desc_t desc = {.desc = {ours[i].addr, ours[i].size, 0}};
+        assert_ok(vnx_agent_register(a, ours[i].mem, &desc, 1, NULL, e));
+    }
+    for (unsigned round = 0; round < 2; round++) {
+        for (unsigned i = 0; i < 4; i++) {
+            tell(REGISTER, i);
+        }
+        load_other();
+        for (unsigned i = 0; i < 8; i++) {
+            if (i < 4 || kinds[i % 4] != CPU) {
+                move(VNX_OP_READ, &ours[i / 4], i % 4, &theirs[i % 4], i);
+                move(VNX_OP_WRITE, &ours[i / 4], i % 4, &theirs[i % 4], i + 9);
+            }
+        }
+        for (unsigned i = 0; i < 4; i++) {
+            tell(DEREGISTER, i);
+        }
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        vnx_reg_desc_t desc = {.desc = {ours[i].addr, ours[i].size, 0}};
+        assert_ok(vnx_agent_deregister(a, ours[i].mem, &desc, 1, NULL, e));
+    }
+    atomic_store(&fake->capturing, 0);
+    tell_all((command_t){.order = CAPTURE, .value = 0}, NULL);
+    assert_int_equal(fake->captures_broken, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        tell(FREE, i);
+    }
+    free_block(&ours[0]);
+    free_block(&ours[1]);
 }
 
 /* -- The frame of every test -----------------------------------------------
@@ -810,6 +1343,15 @@ main(int count, char **args)
         PEER_TEST(owner_that_closes_takes_its_memory_back),
         PEER_TEST(removed_peer_gets_its_memory_back),
         PEER_TEST(owner_does_not_wait_for_ever),
+        PEER_TEST(stopped_owner_ends_transfers_and_is_used_again),
+        PEER_TEST(failed_transfer_waits_for_the_gpu),
+        PEER_TEST(forked_child_does_not_disturb_what_is_mapped),
+        PEER_TEST(transfers_never_read_what_was_deregistered_before),
+        PEER_TEST(gpus_that_this_process_does_not_see_are_tried),
+        PEER_TEST(gpus_that_cannot_access_each_other_are_given_up),
+        PEER_TEST(two_agents_map_the_same_memory),
+        PEER_TEST(owner_whose_driver_refuses_says_why),
+        PEER_TEST(captures_of_graphs_are_not_broken),
     };
     start_cuda();
     return cmocka_run_group_tests(tests, NULL, NULL);
