@@ -822,13 +822,13 @@ check_no_answer(vnx_xfer_t *xfer)
 static void
 stopped_owner_ends_transfers_and_is_used_again(void **state)
 {
-    block_t ours = new_ours(LEGACY, MIB);
+    block_t ours = new_ours(LEGACY, CHUNK); /* shares no memory */
     (void)state;
 
     for (unsigned round = 0; round < 2; round++) {
         kind_t kind = round == 0 ? LEGACY : MAPPED_FD;
-        block_t known = make_theirs(0, kind, MIB);
-        block_t fresh = make_theirs(1, kind, MIB);
+        block_t known = make_theirs(0, kind, CHUNK);
+        block_t fresh = make_theirs(1, kind, CHUNK);
         vnx_error_t error;
         load_other();
         move(VNX_OP_READ, &ours, 0, &known, 1);
