@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #define TRACE_MAX (256u << 10)
 
@@ -25,15 +26,28 @@ read_all(FILE *stream)
 }
 
 static char *
-trace_of(const char *library, const char *kind)
+run_trace(const char *command, int *status_p)
+{
+    FILE *stream = popen(command, "r"); /* NOLINT(cert-env33-c) */
+    char *text = read_all(stream);
+    *status_p = pclose(stream);
+    return text;
+}
+
+/* `tries`: a library that ends its process by a signal gets so many. */
+static char *
+trace_of(const char *library, const char *kind, unsigned tries)
 {
     char command[8192];
+    int status;
 
     snprintf(command, sizeof command, "'%s' '%s' %s", CAPI_TRACE, library,
              kind);
-    FILE *stream = popen(command, "r"); /* NOLINT(cert-env33-c) */
-    char *text = read_all(stream);
-    int status = pclose(stream);
+    char *text = run_trace(command, &status);
+    while (WIFEXITED(status) && WEXITSTATUS(status) > 128 && --tries > 0) {
+        free(text);
+        text = run_trace(command, &status);
+    }
     if (status != 0) {
         print_error("%s\n%s: status %d\n", text, command, status);
     }
@@ -74,11 +88,11 @@ assert_same_trace(const char *found, const char *expected)
 }
 
 static void
-check(const char *library, const char *kind)
+check(const char *library, const char *kind, unsigned tries)
 {
     FILE *stream = fopen(NIXL_TRACE, "re");
     char *expected = read_all(stream);
-    char *found = trace_of(library, kind);
+    char *found = trace_of(library, kind, tries);
 
     fclose(stream);
     assert_same_trace(found, expected);
@@ -90,7 +104,7 @@ static void
 test_our_library_returns_what_nixls_does(void **state)
 {
     (void)state;
-    check(CAPI_LIBRARY, "");
+    check(CAPI_LIBRARY, "", 1);
 }
 
 static void
@@ -103,7 +117,8 @@ test_nixls_library_returns_what_it_did(void **state)
         print_message("SKIP: VLLM_NIXL_STOCK_LIBRARY names no library\n");
         skip();
     }
-    check(library, "stock");
+    /* Its UCX sometimes aborts when an agent is destroyed. */
+    check(library, "stock", 5);
 }
 
 int
