@@ -333,7 +333,7 @@ nixl_capi_status_t nixl_capi_xfer_dlist_is_empty(nixl_capi_xfer_dlist_t dlist,
 /* Does nothing, as in NIXL. */
 nixl_capi_status_t nixl_capi_xfer_dlist_trim(nixl_capi_xfer_dlist_t dlist);
 
-/* BACKEND: there is no such descriptor. */
+/* BACKEND: the list has no descriptor with this index. */
 nixl_capi_status_t nixl_capi_xfer_dlist_rem_desc(nixl_capi_xfer_dlist_t dlist,
                                                  int index);
 nixl_capi_status_t nixl_capi_xfer_dlist_clear(nixl_capi_xfer_dlist_t dlist);

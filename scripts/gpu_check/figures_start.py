@@ -61,7 +61,7 @@ def become_ready(cache: str) -> dict[str, Any]:
 
 
 def map_ours(pair: Pair, kind: str) -> float:
-    """Seconds by which the first transfer takes longer than the others."""
+    """How many seconds longer the first transfer takes than later ones."""
     memory = pair.make("cudaMalloc", kind, size(pair.options))
     handle = pair.here.handle("READ", memory, [(0, 0, 4096)])
     seconds = []

@@ -64,8 +64,8 @@ class Checks(list[Check]):
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of ours, and what it must reach: a part of the floor's, a
-    multiple of stock's, a number.  `side`: whose figure it is."""
+    """A figure and its target: a fraction of the floor, a multiple of stock's
+    figure, or a number.  `side`: whose figure it is."""
 
     name: str
     text: str
@@ -83,8 +83,8 @@ Figures = dict[str, float]  # by side: ours, stock, stock_default, floor
 def run_checks(
     module: Any, options: Options, first: int, report: Emit
 ) -> None:
-    """Run the checks of a step from this one on.  One that fails gets no
-    successor into trouble: agents and processes are made anew."""
+    """Run the checks of a step from this one on.  After a check fails, the
+    next one gets new agents and processes."""
     with module.scene(options) as pair:
         for check in module.checks[first:]:
             report(begin=check.text)

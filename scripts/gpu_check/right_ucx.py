@@ -30,7 +30,7 @@ def move(pair: Pair) -> str:
     if pair.options.fake:
         raise SkippedError("the fake driver lacks what UCX needs")
     if "ucx" not in pair.here.agent.describe():
-        raise SkippedError("there is no libucp")
+        raise SkippedError("libucp was not found")
     rounds = pair.options.pick(10, 2)
     memory = pair.make("cudaMalloc", "cudaMalloc")
     pair.meet()

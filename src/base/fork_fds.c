@@ -86,6 +86,14 @@ vnxi_fork_fd_close(int fd)
     close(fd);
 }
 
+void
+vnxi_fork_fds_close(const int *fds, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        vnxi_fork_fd_close(fds[i]);
+    }
+}
+
 /* -- Descriptors that the program closes ---------------------------------- */
 
 /* The program now owns the numbers that were ours. */

@@ -11,12 +11,16 @@
 #define VNXI_BASE_FORK_FDS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 /* Own `fd` and return it; -1 is returned unchanged. */
 int vnxi_fork_fd_own(int fd);
 
 /* Close a descriptor owned by vnxi_fork_fd_own(); -1 is allowed. */
 void vnxi_fork_fd_close(int fd);
+
+/* The same for `count` of them. */
+void vnxi_fork_fds_close(const int *fds, size_t count);
 
 /*
  * A program that turns itself into a daemon closes all descriptors of the

@@ -41,7 +41,7 @@ vnxi_abi_status(vnx_status_t status)
     }
 }
 
-/* The result of destroying what is no handle of a living object. */
+/* Destroying an object whose handle is NULL, unknown or already destroyed. */
 static inline nixl_capi_status_t
 vnxi_abi_nothing_to_destroy(const void *handle)
 {

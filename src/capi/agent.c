@@ -402,8 +402,8 @@ nixl_capi_get_plugin_params(nixl_capi_agent_t agent, const char *plugin_name,
     return status;
 }
 
-/* The name of a backend of that agent.  NULL: there is no such handle, or it
- * is of another agent. */
+/* The name of a backend of that agent.  NULL: the handle is invalid, or
+ * belongs to another agent. */
 static const char *
 backend_name(nixl_capi_agent_t agent, nixl_capi_backend_t backend)
 {

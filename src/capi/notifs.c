@@ -54,7 +54,7 @@ compare_names(const void *a, const void *b)
     return strcmp(a, b);
 }
 
-/* NULL: there is no such sender. */
+/* NULL: the map has no such sender. */
 static sender_t *
 find_sender(const notif_map_t *map, const char *name)
 {

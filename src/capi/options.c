@@ -119,7 +119,7 @@ copy_bytes(const void *data, size_t len, void **copy_p)
     return true;
 }
 
-/* `blob` NULL: there are no options. */
+/* `blob` is NULL if the caller passed an invalid handle of options. */
 static nixl_capi_status_t
 set_bytes(vnxi_blob_t *blob, const void *data, size_t len)
 {

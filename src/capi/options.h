@@ -47,7 +47,8 @@ typedef struct vnxi_selection {
 } vnxi_selection_t;
 
 /* Get the backends of `args` (NULL: none), which must be of this agent.
- * INVALID_PARAM: they are not, or `args` is no handle. */
+ * INVALID_PARAM: one belongs to another agent, or `args` is not a valid
+ * handle. */
 nixl_capi_status_t vnxi_options_select(nixl_capi_opt_args_t args,
                                        const void *agent,
                                        vnxi_selection_t *selection_p);

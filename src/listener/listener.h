@@ -202,8 +202,8 @@ void vnxi_meta_source_end(vnx_listener_t *listener,
 bool vnxi_meta_source_has_room(vnx_listener_t *listener,
                                vnxi_meta_source_t *source);
 
-/* Have a command (copied) carried out: an INVL, or a LOAD that perhaps answers
- * a SEND of ours (`request`; owned; NULL: none). */
+/* Have a command (copied) carried out: an INVL or a LOAD.  `request` (owned):
+ * the SEND of this agent that the LOAD answers; NULL: none. */
 void vnxi_meta_source_invalidate(vnx_listener_t *listener,
                                  vnxi_meta_source_t *source,
                                  const vnxi_meta_command_t *command);
@@ -218,8 +218,8 @@ uint64_t vnxi_meta_source_bytes(vnx_listener_t *listener,
 uint64_t vnxi_meta_loader_bytes(vnx_listener_t *listener);
 
 /* Of the connections that have ended, take the one with the most bytes of
- * commands.  If these are at least `bytes`, drop the first of them.  False:
- * there is no such connection. */
+ * commands.  If these are at least `bytes`, drop the first of them and
+ * return true. */
 bool vnxi_meta_loader_drop(vnx_listener_t *listener, uint64_t bytes);
 
 void vnxi_meta_loader_init(vnxi_meta_loader_t *loader);

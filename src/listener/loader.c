@@ -346,7 +346,8 @@ refuse(vnx_listener_t *listener, const char *endpoint, vnx_status_t status,
     vnxi_meta_failure(listener, endpoint, &failure);
 }
 
-/* Queue a job; NULL: there was no memory for it.  False: it was refused. */
+/* Queue a job, or report why it cannot be queued and return false.  NULL:
+ * allocating it has failed. */
 static bool
 submit(vnx_listener_t *listener, const vnxi_meta_source_t *source,
        vnxi_meta_job_t *job)

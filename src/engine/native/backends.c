@@ -191,11 +191,7 @@ attach_all(vnxi_engine_t *engine, unsigned t, vnxi_port_t *port,
     }
     atomic_store(&engine->backends[t].port, port);
     vnxi_native_find_reach(engine, NULL, &engine->reach);
-    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
-        vnxi_region_find_routes(vnxi_region_table_at(table, i),
-                                &engine->reach);
-    }
-    vnxi_routes_have_changed();
+    vnxi_table_find_routes(table, &engine->reach);
     return VNX_OK;
 }
 

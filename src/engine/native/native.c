@@ -60,10 +60,7 @@ update_reach(vnxi_engine_t *engine, vnx_error_t *error)
         return vnxi_error_no_memory(error, "vnx_agent_register", 0);
     }
     engine->reach = reach;
-    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
-        vnxi_region_find_routes(vnxi_region_table_at(table, i), &reach);
-    }
-    vnxi_routes_have_changed();
+    vnxi_table_find_routes(table, &reach);
     vnxi_region_table_release(table);
     return VNX_OK;
 }

@@ -327,10 +327,7 @@ on_give_up(void *context, unsigned number, uintptr_t id, const char *cause)
                  vnxi_transports[number]->name, peer->base.name, cause);
         vnxi_native_find_reach(peer->engine, peer, &reach);
         vnxi_region_table_t *table = vnxi_native_peer_table(peer);
-        for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
-            vnxi_region_find_routes(vnxi_region_table_at(table, i), &reach);
-        }
-        vnxi_routes_have_changed();
+        vnxi_table_find_routes(table, &reach);
         vnxi_region_table_release(table);
     }
     vnxi_peer_release(&peer->base);
@@ -353,14 +350,6 @@ find_by_entry(const void *entry, size_t len)
         t++;
     }
     return t;
-}
-
-static void
-close_fds(const vnxi_control_t *control)
-{
-    for (size_t i = 0; i < control->fd_count; i++) {
-        vnxi_fork_fd_close(control->fds[i]);
-    }
 }
 
 /* The main conn of the peer of a conn; NULL: the peer is gone. */
@@ -391,7 +380,7 @@ ask(void *context, unsigned number, vnxi_conn_t *conn,
         return transport->carry_question(
             main_one, vnxi_transports[number]->entry, control, error);
     }
-    close_fds(control);
+    vnxi_fork_fds_close(control->fds, control->fd_count);
     return main_one == NULL
                ? VNX_ERR_REMOTE_DISCONNECT
                : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_xfer_post",
@@ -410,7 +399,7 @@ answer(void *context, unsigned number, uint64_t asker,
                 port, asker, vnxi_transports[number]->entry, control, error);
         }
     }
-    close_fds(control);
+    vnxi_fork_fds_close(control->fds, control->fd_count);
     return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_xfer_post",
                           "no transport carries messages of other transports");
 }
@@ -426,7 +415,7 @@ on_question(void *context, const void *entry, size_t entry_len, uint64_t asker,
     if (port != NULL && vnxi_transports[t]->on_question != NULL) {
         vnxi_transports[t]->on_question(port, asker, control);
     } else {
-        close_fds(control);
+        vnxi_fork_fds_close(control->fds, control->fd_count);
     }
 }
 
@@ -440,7 +429,7 @@ on_answered(void *context, const void *entry, size_t entry_len, uintptr_t id,
     if (conn != NULL && vnxi_transports[t]->on_answer != NULL) {
         vnxi_transports[t]->on_answer(conn, control);
     } else {
-        close_fds(control);
+        vnxi_fork_fds_close(control->fds, control->fd_count);
     }
     if (conn != NULL) {
         drop(context, conn);

@@ -106,6 +106,16 @@ vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach)
                           memory_order_release);
 }
 
+void
+vnxi_table_find_routes(const vnxi_region_table_t *table,
+                       const vnxi_reach_t *reach)
+{
+    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+        vnxi_region_find_routes(vnxi_region_table_at(table, i), reach);
+    }
+    vnxi_routes_have_changed();
+}
+
 /* -- Kinds of memory --------------------------------------------------------
  */
 

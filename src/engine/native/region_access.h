@@ -83,6 +83,10 @@ unsigned vnxi_native_tentative(void);
  * slots have changed. */
 void vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach);
 
+/* The same for all regions of a table, and count the change. */
+void vnxi_table_find_routes(const vnxi_region_table_t *table,
+                            const vnxi_reach_t *reach);
+
 /* How often the routes to regions have changed that lists may refer to. */
 extern atomic_uint_fast64_t vnxi_route_changes;
 

@@ -230,7 +230,8 @@ register_once(void *context)
     return NULL;
 }
 
-/* Whoever comes first, the region is one of the engine that remains. */
+/* Threads register memory while the engine changes.  In any order, the region
+ * ends up in the engine that remains. */
 static void
 test_engine_changes_while_threads_use_the_agent(void **state)
 {

@@ -207,6 +207,21 @@ test_requests_leave_descriptors_to_others_when_tried_again(void **state)
     vnxi_requests_free(set);
 }
 
+/* Two requests of which only one has room at a time, whatever the limit is. */
+static void
+run_alone(const vnx_side_channel_request_params_t params[2],
+          vnx_side_channel_answer_t answers[2])
+{
+    vnxi_transport_t greedy = fake;
+
+    greedy.fds = UINT32_MAX;
+    vnxi_requests_t *set = set_over(&greedy, params, 2);
+    assert_true(vnxi_requests_run(set, NULL, NULL));
+    vnxi_requests_take(set, 0, &answers[0]);
+    vnxi_requests_take(set, 1, &answers[1]);
+    vnxi_requests_free(set);
+}
+
 /* One that waits for its second turn fails with the cause of the first. */
 static void
 test_requests_that_wait_again_have_the_cause_of_their_last_try(void **state)
@@ -215,14 +230,8 @@ test_requests_that_wait_again_have_the_cause_of_their_last_try(void **state)
     vnx_side_channel_request_params_t params[2] = {asking("first", 300, 9),
                                                    asking("second", 1200, 0)};
     vnx_side_channel_answer_t answers[2];
-    vnxi_transport_t greedy = fake;
 
-    greedy.fds = UINT32_MAX; /* one alone, whatever the limit is */
-    vnxi_requests_t *set = set_over(&greedy, params, 2);
-    assert_true(vnxi_requests_run(set, NULL, NULL));
-    vnxi_requests_take(set, 0, &answers[0]);
-    vnxi_requests_take(set, 1, &answers[1]);
-    vnxi_requests_free(set);
+    run_alone(params, answers);
     assert_failed(&answers[0], VNX_ERR_BACKEND, "asking first: no luck");
     assert_failed(&answers[1], VNX_ERR_TIMEOUT, "asking second");
     assert_int_equal(world.begun, 2);
@@ -236,14 +245,8 @@ test_requests_never_started_end_at_their_deadline(void **state)
     vnx_side_channel_request_params_t params[2] = {asking("first", 400, 0),
                                                    asking("second", 20, 0)};
     vnx_side_channel_answer_t answers[2];
-    vnxi_transport_t greedy = fake;
 
-    greedy.fds = UINT32_MAX; /* one alone, whatever the limit is */
-    vnxi_requests_t *set = set_over(&greedy, params, 2);
-    assert_true(vnxi_requests_run(set, NULL, NULL));
-    vnxi_requests_take(set, 0, &answers[0]);
-    vnxi_requests_take(set, 1, &answers[1]);
-    vnxi_requests_free(set);
+    run_alone(params, answers);
     assert_failed(&answers[0], VNX_ERR_TIMEOUT, "asking first");
     assert_failed(&answers[1], VNX_ERR_TIMEOUT, "waiting to ask second");
     assert_int_equal(world.begun, 1);

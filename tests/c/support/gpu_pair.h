@@ -15,6 +15,17 @@
 
 static vnx_agent_t *a __attribute__((unused));
 
+/* The driver was used as it should be, and has all memory back. */
+static inline void
+assert_nothing_shared(void)
+{
+    assert_int_equal(fake->misuses, 0);
+    assert_int_equal(fake->imports, 0);
+    assert_int_equal(fake->mappings, 0);
+    assert_int_equal(fake->reservations, 0);
+    assert_int_equal(fake->handles, 0);
+}
+
 /* Of the environment, for both processes. */
 static inline void
 start_cuda(void)

@@ -268,8 +268,8 @@ node_on_control(node_t *node, const void *entry, size_t entry_len,
     for (size_t i = 0; i < control->fd_count; i++) {
         good = node_fd_is_good(control->fds[i], node_fd_number(number, i)) &&
                good;
-        vnxi_fork_fd_close(control->fds[i]);
     }
+    vnxi_fork_fds_close(control->fds, control->fd_count);
     pthread_mutex_lock(&node->lock);
     node_account_t *account = &node->account;
     account->controls++;

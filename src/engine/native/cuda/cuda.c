@@ -277,39 +277,36 @@ note_facts(vnxi_cuda_mem_t *mem, const facts_t *facts)
                    vnxi_cuda_can_lend(facts->is_legacy, facts->handle_types);
 }
 
-/* Check the allocations of a region after the first one. */
+/* Check the allocations of a region, of which the first is known. */
 static vnx_status_t
-check_rest(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
-           uint64_t ordinal, vnxi_cuda_mem_t *mem, vnx_error_t *error)
+check_allocations(const vnxi_cuda_library_t *library,
+                  const vnxi_region_t *region, const facts_t *first,
+                  vnxi_cuda_mem_t *mem, vnx_error_t *error)
 {
-    uint64_t end = region->addr + region->len;
-    vnxi_cu_ptr_t start;
-    facts_t facts;
-    size_t size;
+    uint64_t end = region->addr + region->len, at = region->addr;
+    vnx_status_t status = VNX_OK;
+    facts_t facts = *first;
 
-    for (uint64_t at = region->addr; at < end; at = start + size) {
-        vnx_status_t status = VNX_OK;
-        if (at != region->addr) {
-            status = find_facts(library, region, at, &facts, error);
-        }
-        if (status != VNX_OK) {
-            return status;
-        }
-        if (at != region->addr) {
-            note_facts(mem, &facts);
-        }
-        if (at != region->addr && facts.ordinal != ordinal) {
+    do {
+        vnxi_cu_ptr_t start;
+        size_t size;
+        note_facts(mem, &facts);
+        if (facts.ordinal != first->ordinal) {
             return region_error(region, at,
                                 "the region has memory of another GPU", error);
         }
         vnxi_cu_result_t result =
             library->cu.cuMemGetAddressRange_v2(&start, &size, at);
         if (result != VNXI_CUDA_SUCCESS || size == 0) {
-            return vnxi_cuda_error(library, REGISTER, (int)ordinal,
+            return vnxi_cuda_error(library, REGISTER, (int)first->ordinal,
                                    "cuMemGetAddressRange_v2", result, error);
         }
-    }
-    return VNX_OK;
+        at = start + size;
+        if (at < end) {
+            status = find_facts(library, region, at, &facts, error);
+        }
+    } while (status == VNX_OK && at < end);
+    return status;
 }
 
 /* The context of the region is made current for the check. */
@@ -327,9 +324,8 @@ check_region(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
     mem->is_legacy = true;
     mem->is_lent = cu->cuDeviceGetUuid_v2(&mem->uuid, mem->gpu->device) ==
                    VNXI_CUDA_SUCCESS;
-    note_facts(mem, first);
     vnx_status_t status =
-        check_rest(library, region, first->ordinal, mem, error);
+        check_allocations(library, region, first, mem, error);
     cu->cuCtxPopCurrent_v2(NULL);
     return status;
 }

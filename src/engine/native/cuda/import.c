@@ -501,9 +501,7 @@ unmap(vnxi_cuda_import_t *import)
 static void
 drop_answer(vnxi_cuda_import_t *import)
 {
-    for (size_t i = 0; i < import->fd_count; i++) {
-        vnxi_fork_fd_close(import->fds[i]);
-    }
+    vnxi_fork_fds_close(import->fds, import->fd_count);
     free(import->pieces);
     free(import->fds);
     import->pieces = NULL;
@@ -1105,7 +1103,7 @@ vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
         }
         vnxi_mutex_unlock(&imports_lock);
     }
-    for (size_t i = 0; i < control->fd_count && !takes; i++) {
-        vnxi_fork_fd_close(control->fds[i]);
+    if (!takes) {
+        vnxi_fork_fds_close(control->fds, control->fd_count);
     }
 }

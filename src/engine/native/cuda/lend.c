@@ -6,8 +6,8 @@
  * A loan begins with its first question, before the region is looked up.  So a
  * deregistration either is noticed by the lookup or finds the loan.
  *
- * The handles are made anew for each loan and not kept: an open descriptor
- * would keep the memory allocated.
+ * Each loan exports new handles and closes its own after sending them: an open
+ * descriptor would keep the memory allocated.
  *
  * A program may free the memory of a region that is registered, and get other
  * memory at the same address (vLLM's sleep mode).  The driver's id of each
@@ -175,9 +175,7 @@ try_answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
                                     .fds = fds,
                                     .fd_count = fd_count};
     if (writer.failed) {
-        for (size_t i = 0; i < fd_count; i++) {
-            vnxi_fork_fd_close(fds[i]);
-        }
+        vnxi_fork_fds_close(fds, fd_count);
         status = vnxi_error_no_memory(error, OPERATION, writer.len);
     } else {
         status = config->host.answer(config->host.context, config->number,
@@ -340,8 +338,8 @@ export_some(const vnxi_cuda_gpu_t *gpu, const task_t *task, batch_t *batch,
             batch->next = piece->start + piece->size;
         }
     }
-    for (size_t i = 0; status != VNX_OK && i < batch->fd_count; i++) {
-        vnxi_fork_fd_close(batch->fds[i]);
+    if (status != VNX_OK) {
+        vnxi_fork_fds_close(batch->fds, batch->fd_count);
     }
     return status;
 }
@@ -552,9 +550,8 @@ vnxi_cuda_lender_on_question(vnxi_cuda_lender_t *lender, uint64_t asker,
 {
     vnxi_lend_t message;
 
-    for (size_t i = 0; i < control->fd_count; i++) {
-        vnxi_fork_fd_close(control->fds[i]); /* askers send none */
-    }
+    /* Askers have no reason to send any. */
+    vnxi_fork_fds_close(control->fds, control->fd_count);
     if (!vnxi_lend_read(control->data, control->len, &message)) {
         return; /* of a later version */
     }

@@ -1,6 +1,6 @@
 /*
- * The messages by which agents of two processes share GPU memory: control
- * messages of the transport (transport.h), little-endian.
+ * Messages with which an agent lends its GPU memory to agents of other
+ * processes: control messages of the transport (transport.h), little-endian.
  *
  *   1 ASK       u64 loan, u64 addr, u64 len, u64 dev, u64 from: hand out the
  *               allocations of this region from the address `from` on.  The
@@ -11,7 +11,8 @@
  *               of handle): the allocations, one after the other, as the owner
  *               has them.  The handle of kind FD is the next descriptor of the
  *               message.
- *   3 REFUSED   u64 loan, u32 status, the reason (UTF-8): there is no loan
+ *   3 REFUSED   u64 loan, u32 status, the reason (UTF-8): the owner does not
+ *               lend the region, or not any more
  *   4 RECALL    u64 loan: give it back now
  *   5 RETURNED  u64 loan: nothing of it is mapped or used any more
  *   6 CHECK     u64 token, u16 count, then count * u64 loan: do the handles

@@ -473,9 +473,7 @@ vnxi_hub_send_control(vnxi_hub_t *hub, uint64_t link_id, const char *entry,
     vnxi_link_t *link = find_accepted(hub, link_id);
 
     if (link == NULL) {
-        for (size_t i = 0; i < control->fd_count; i++) {
-            vnxi_fork_fd_close(control->fds[i]);
-        }
+        vnxi_fork_fds_close(control->fds, control->fd_count);
         return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT,
                               "vnx_xfer_post",
                               "the connection to the peer has ended");

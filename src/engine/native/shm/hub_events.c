@@ -395,9 +395,7 @@ take_fds(vnxi_link_t *link, struct msghdr *message)
         link->fd_sets = malloc(VNXI_LINK_FD_SETS * sizeof *link->fd_sets);
     }
     if (link->fd_sets == NULL || link->fd_set_count == VNXI_LINK_FD_SETS) {
-        for (size_t i = 0; i < set.count; i++) {
-            vnxi_fork_fd_close(set.fds[i]);
-        }
+        vnxi_fork_fds_close(set.fds, set.count);
         return false;
     }
     link->fd_sets[link->fd_set_count++] = set;

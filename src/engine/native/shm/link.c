@@ -56,11 +56,8 @@ vnxi_link_drop_fds(vnxi_link_t *link, size_t count)
 {
     bool are_lost = vnxi_fds_lost(link->fds);
 
-    for (size_t i = 0; i < count; i++) {
-        const vnxi_link_fd_set_t *set = &link->fd_sets[i];
-        for (size_t k = 0; k < set->count && !are_lost; k++) {
-            vnxi_fork_fd_close(set->fds[k]);
-        }
+    for (size_t i = 0; i < count && !are_lost; i++) {
+        vnxi_fork_fds_close(link->fd_sets[i].fds, link->fd_sets[i].count);
     }
     link->fd_set_count -= count;
     if (link->fd_set_count > 0) {
@@ -405,8 +402,8 @@ send_with_fds(vnxi_link_t *link, const vnxi_writer_t *frame, fd_list_t fds,
                       : send_parts(link, parts, frame->len, fds, &is_queued,
                                    CONTROL, error);
     vnxi_mutex_unlock(&link->send_lock);
-    for (size_t i = 0; i < fds.count && !is_queued; i++) {
-        vnxi_fork_fd_close(fds.fds[i]);
+    if (!is_queued) {
+        vnxi_fork_fds_close(fds.fds, fds.count);
     }
     return status;
 }

@@ -584,10 +584,8 @@ vnxi_link_queue_fds(const vnxi_link_queue_t *queue, size_t *count_p)
 static void
 block_close_fds(vnxi_link_block_t *block)
 {
-    bool are_ours = block->fd_count > 0 && !vnxi_fds_lost(block->fd_epoch);
-
-    for (size_t i = 0; are_ours && i < block->fd_count; i++) {
-        vnxi_fork_fd_close(block->fds[i]);
+    if (block->fd_count > 0 && !vnxi_fds_lost(block->fd_epoch)) {
+        vnxi_fork_fds_close(block->fds, block->fd_count);
     }
     free(block->fds);
     block->fds = NULL;

@@ -362,8 +362,8 @@ vnxi_ucx_xfers_settle(vnxi_ucx_t *ucx)
 /* -- Abandoning ------------------------------------------------------------
  */
 
-/* Who takes the last slice reports the end.  A transfer that a thread is just
- * posting is left to that thread, which still uses it. */
+/* The thread that takes the last slice reports the end.  A transfer that
+ * another thread is posting stays with that thread, which still uses it. */
 static bool
 take_lock_held(vnxi_ucx_xfer_t *xfer)
 {

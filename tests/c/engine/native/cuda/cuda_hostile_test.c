@@ -582,11 +582,7 @@ forget_liar(void)
          i++) {
         wait_ms();
     }
-    assert_int_equal(fake->imports, 0);
-    assert_int_equal(fake->mappings, 0);
-    assert_int_equal(fake->reservations, 0);
-    assert_int_equal(fake->handles, 0);
-    assert_int_equal(fake->misuses, 0);
+    assert_nothing_shared();
 }
 
 static vnx_xfer_t *
@@ -1005,7 +1001,7 @@ asker_wait(asker_t *asker, vnxi_lend_type_t type, size_t count)
     assert_true(node_wait(&asker->node, &asker->answers[type], count));
 }
 
-/* The next answer is that there is no loan. */
+/* Ask for a loan, and check that it is refused for this reason. */
 static void
 check_refused(asker_t *asker, uint64_t loan, vnx_desc_t region, uint64_t from,
               vnx_status_t status, const char *cause)
@@ -1332,11 +1328,7 @@ end_test(void **state)
     a = NULL;
     fds_before = fds_before == 0 ? open_fds() : fds_before;
     assert_int_equal(open_fds(), fds_before);
-    assert_int_equal(fake->misuses, 0);
-    assert_int_equal(fake->imports, 0);
-    assert_int_equal(fake->mappings, 0);
-    assert_int_equal(fake->reservations, 0);
-    assert_int_equal(fake->handles, 0);
+    assert_nothing_shared();
     assert_int_equal(fake->streams, 0);
     return 0;
 }

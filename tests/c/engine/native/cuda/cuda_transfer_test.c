@@ -357,31 +357,18 @@ random_plans_move_their_bytes_and_no_others(void **state)
     }
 }
 
-/* The calls of the driver do not grow with the rows.  Sanitizers slow down the
- * fake, not what is tested. */
-#if VNX_TEST_IS_WATCHED
-enum { MANY_ROWS = 10000 };
-#else
-enum { MANY_ROWS = 100000 };
-#endif
-
+/* The calls of the driver do not grow with the rows. */
 static void
 many_rows_need_few_calls(void **state)
 {
-    enum { ROW = 4096 };
     vnx_desc_t *left = calloc(MANY_ROWS, sizeof *left);
     vnx_desc_t *right = calloc(MANY_ROWS, sizeof *right);
-    block_t local = new_block(a, LEGACY, (size_t)MANY_ROWS * ROW);
-    block_t remote = new_block(b, LEGACY, (size_t)MANY_ROWS * ROW);
+    block_t local = new_block(a, LEGACY, (size_t)MANY_ROWS * MANY_ROW);
+    block_t remote = new_block(b, LEGACY, (size_t)MANY_ROWS * MANY_ROW);
     (void)state;
 
     load_peer(a, b);
-    for (size_t i = 0; i < MANY_ROWS; i++) { /* no two are neighbours */
-        left[i] =
-            (vnx_desc_t){local.addr + (i * 7919 % MANY_ROWS) * ROW, ROW, 0};
-        right[i] =
-            (vnx_desc_t){remote.addr + (i * 104729 % MANY_ROWS) * ROW, ROW, 0};
-    }
+    scatter_rows(&local, &remote, left, right);
     vnx_xfer_t *xfer = make_rows_xfer(VNX_OP_READ, VNX_MEM_VRAM, left, "B",
                                       VNX_MEM_VRAM, right, MANY_ROWS);
     run_xfer(a, xfer); /* opens the GPU */
@@ -391,7 +378,7 @@ many_rows_need_few_calls(void **state)
     atomic_store(&fake->largest_launch, 0);
     for (uint64_t i = 0; i < MANY_ROWS; i++) {
         put(&remote, right[i].addr - remote.addr, &i, sizeof i);
-        put(&remote, right[i].addr - remote.addr + ROW - sizeof i, &i,
+        put(&remote, right[i].addr - remote.addr + MANY_ROW - sizeof i, &i,
             sizeof i);
     }
     run_xfer(a, xfer);
@@ -403,7 +390,7 @@ many_rows_need_few_calls(void **state)
     vnx_xfer_abandon(xfer);
     for (uint64_t i = 0, first, last; i < MANY_ROWS; i++) {
         get(&local, left[i].addr - local.addr, &first, sizeof first);
-        get(&local, left[i].addr - local.addr + ROW - sizeof last, &last,
+        get(&local, left[i].addr - local.addr + MANY_ROW - sizeof last, &last,
             sizeof last);
         assert_true(first == i && last == i);
     }

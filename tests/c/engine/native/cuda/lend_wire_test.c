@@ -1,4 +1,4 @@
-/* The messages by which agents share GPU memory. */
+/* Messages with which agents lend each other GPU memory: reading, writing. */
 #include "vnx_test.h"
 
 #include <stdlib.h>
