@@ -39,7 +39,10 @@ UCX_ENGINES = {
     ),
 }
 # Memory of a GPU, which the fake libcuda plays.
-GPU_ENGINES = {"native-gpu-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False)}
+GPU_ENGINES = {
+    "native-gpu-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False),
+    "native-gpu": ({"VLLM_NIXL_ENGINE": "native"}, True),
+}
 # The stock library behind our agent: `--engine nixl`, if it is installed.
 NIXL_ENGINES = {
     "nixl-inproc": ({"VLLM_NIXL_ENGINE": "nixl"}, False),
