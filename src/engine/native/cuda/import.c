@@ -618,14 +618,16 @@ end(vnxi_cuda_import_t *import)
 
     unmap(import);
     drop_answer(import);
+    send_to(import->port, import->conn_id,
+            &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = import->loan},
+            NULL);
+    /* Before the end is known: a thread that waits for it keeps the engine, so
+     * the engine is freed on that thread and not later on this one. */
+    host->release(host->context);
     vnxi_mutex_lock(&imports_lock);
     take_out_lock_held(import);
     vnxi_cond_broadcast(&ended);
     vnxi_mutex_unlock(&imports_lock);
-    send_to(import->port, import->conn_id,
-            &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = import->loan},
-            NULL);
-    host->release(host->context);
     free(import->spans.spans);
     free(import->mapped);
     free(import->ranges);
