@@ -74,7 +74,9 @@
     X(UCX_GUARD, "ucx_guard")                      \
     X(UCX_GUARD_RESERVE, "ucx_guard.reserve_lock") \
     X(CUDA_LENDER, "cuda_lender.lock")             \
+    X(CUDA_MOVER, "cuda_mover.lock")               \
     X(CUDA_IMPORTS, "cuda_imports")                \
+    X(CUDA_WINDOWS, "cuda_windows")                \
     X(CUDA_WORKERS, "cuda_workers")                \
     X(CUDA_WORKER, "cuda_worker.lock")             \
     X(PEER_END, "peer_end.lock")                   \

@@ -21,9 +21,11 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/fork_fds.h"
 #include "base/json.h"
 #include "engine/native/cuda/context.h"
 #include "engine/native/cuda/lend.h"
+#include "engine/native/cuda/move.h"
 #include "engine/native/cuda/worker.h"
 #include "engine/native/region_access.h"
 
@@ -32,7 +34,8 @@
 #define MAKE "vnx_xfer_create"
 #define VERSION_MAJOR 1
 #define VERSION_MINOR 0
-#define FLAG_LENT 1u /* of a region: other processes can map it */
+#define FLAG_LENT 1u  /* of a region: other processes can map it */
+#define FLAG_MOVED 2u /* the owner copies it for those that cannot */
 
 /* -- Ports -----------------------------------------------------------------
  */
@@ -40,12 +43,19 @@
 typedef struct cuda_port {
     vnxi_port_t base; /* first */
     vnxi_cuda_lender_t lender;
+    vnxi_cuda_mover_t mover;
 } cuda_port_t;
 
 static vnxi_cuda_lender_t *
 lender_of(vnxi_port_t *port)
 {
     return &((cuda_port_t *)port)->lender;
+}
+
+static vnxi_cuda_mover_t *
+mover_of(vnxi_port_t *port)
+{
+    return &((cuda_port_t *)port)->mover;
 }
 
 static vnx_status_t
@@ -60,6 +70,7 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
     }
     port->base.config = *config;
     vnxi_cuda_lender_init(&port->lender, &port->base);
+    vnxi_cuda_mover_init(&port->mover, &port->base);
     *port_p = &port->base;
     return VNX_OK;
 }
@@ -68,6 +79,7 @@ static void
 leave(vnxi_port_t *port)
 {
     vnxi_cuda_lender_recall(lender_of(port), NULL);
+    vnxi_cuda_mover_leave(mover_of(port));
 }
 
 static void
@@ -76,6 +88,7 @@ settle(vnxi_port_t *port)
     vnxi_cuda_workers_settle(); /* transfers of other agents may use our
                                    memory, too */
     vnxi_cuda_lender_settle(lender_of(port));
+    vnxi_cuda_mover_settle(mover_of(port));
 }
 
 static void
@@ -88,6 +101,7 @@ static void
 port_free(vnxi_port_t *port)
 {
     vnxi_cuda_lender_fini(lender_of(port));
+    vnxi_cuda_mover_fini(mover_of(port));
     free(port);
 }
 
@@ -134,8 +148,9 @@ refuses(const vnxi_port_t *port, vnx_mem_t local, vnx_mem_t remote)
     if (!is_memory(local) || !is_memory(remote)) {
         return "it moves CPU and GPU memory only";
     }
-    if (local == VNX_MEM_DRAM && remote == VNX_MEM_DRAM) {
-        return "one side must be GPU memory";
+    if (local == VNX_MEM_DRAM) {
+        /* The peer can do all that needs CUDA. */
+        return remote == VNX_MEM_VRAM ? NULL : "one side must be GPU memory";
     }
     return vnxi_cuda_library(VNXI_CUDA_IF_USED, &why) != NULL ? NULL : why;
 }
@@ -175,7 +190,9 @@ conn_close(vnxi_conn_t *base)
 {
     const cuda_conn_t *conn = (cuda_conn_t *)base;
     vnxi_cuda_imports_drop(conn->port, conn->id);
+    vnxi_cuda_windows_drop(conn->port, conn->id);
     vnxi_cuda_imports_settle(conn->port, conn->id);
+    vnxi_cuda_windows_settle(conn->port, conn->id);
 }
 
 static void
@@ -185,6 +202,7 @@ peer_gone(vnxi_conn_t *base, const char *cause)
 
     (void)cause;
     vnxi_cuda_imports_drop(conn->port, conn->id);
+    vnxi_cuda_windows_drop(conn->port, conn->id);
 }
 
 static void
@@ -193,23 +211,51 @@ conn_free(vnxi_conn_t *conn)
     free(conn);
 }
 
+/* Messages of later versions are ignored.  Askers have no reason to send
+ * descriptors. */
 static void
 on_question(vnxi_port_t *port, uint64_t asker, const vnxi_control_t *control)
 {
-    vnxi_cuda_lender_on_question(lender_of(port), asker, control);
+    vnxi_lend_t message;
+
+    vnxi_fork_fds_close(control->fds, control->fd_count);
+    if (vnxi_lend_read(control->data, control->len, &message)) {
+        vnxi_cuda_lender_on_question(lender_of(port), asker, &message);
+        vnxi_cuda_mover_on_question(mover_of(port), asker, &message);
+    }
 }
 
 static void
 on_answer(vnxi_conn_t *base, const vnxi_control_t *control)
 {
     const cuda_conn_t *conn = (cuda_conn_t *)base;
-    vnxi_cuda_imports_on_answer(conn->port, conn->id, control);
+    vnxi_lend_t message;
+
+    if (!vnxi_lend_read(control->data, control->len, &message) ||
+        (!vnxi_cuda_imports_on_answer(conn->port, conn->id, &message,
+                                      control) &&
+         !vnxi_cuda_windows_on_answer(conn->port, conn->id, &message,
+                                      control))) {
+        vnxi_fork_fds_close(control->fds, control->fd_count);
+    }
+}
+
+static void
+describe_conn(vnxi_conn_t *base, bool is_main, vnxi_writer_t *out)
+{
+    const cuda_conn_t *conn = (cuda_conn_t *)base;
+
+    (void)is_main;
+    vnxi_json_number(out, "cuda_regions_mapped",
+                     vnxi_cuda_imports_count(conn->port, conn->id));
+    vnxi_cuda_windows_describe(conn->port, conn->id, out);
 }
 
 static void
 on_asker_gone(vnxi_port_t *port, uint64_t asker)
 {
     vnxi_cuda_lender_forget(lender_of(port), asker);
+    vnxi_cuda_mover_forget(mover_of(port), asker);
 }
 
 /* -- Our regions -----------------------------------------------------------
@@ -430,7 +476,7 @@ write_region(const void *slot, vnxi_writer_t *writer)
     if (mem != &cpu_memory) {
         vnxi_write_u8(writer, VERSION_MAJOR);
         vnxi_write_u8(writer, VERSION_MINOR);
-        vnxi_write_u8(writer, mem->is_lent ? FLAG_LENT : 0);
+        vnxi_write_u8(writer, FLAG_MOVED | (mem->is_lent ? FLAG_LENT : 0));
         vnxi_write_bytes(writer, &mem->uuid, sizeof mem->uuid);
     }
 }
@@ -469,7 +515,7 @@ key_reaches(vnxi_md_bytes_t data)
 {
     public_data_t found = {0};
     return read_region(data, &found, NULL) != VNX_OK ||
-           (found.flags & FLAG_LENT) != 0;
+           (found.flags & (FLAG_LENT | FLAG_MOVED)) != 0;
 }
 
 static vnx_status_t
@@ -493,6 +539,8 @@ key_create(vnxi_conn_t *base, const vnxi_region_t *region,
     key->len = region->len;
     key->dev = region->dev;
     key->uuid = found.uuid;
+    key->is_lent = (found.flags & FLAG_LENT) != 0;
+    key->is_moved = (found.flags & FLAG_MOVED) != 0;
     *slot_p = key;
     return VNX_OK;
 }
@@ -504,6 +552,8 @@ key_is(const void *slot, vnxi_md_bytes_t data)
     public_data_t found = {0};
 
     return read_region(data, &found, NULL) == VNX_OK &&
+           ((found.flags & FLAG_LENT) != 0) == key->is_lent &&
+           ((found.flags & FLAG_MOVED) != 0) == key->is_moved &&
            memcmp(&found.uuid, &key->uuid, sizeof found.uuid) == 0;
 }
 
@@ -542,8 +592,9 @@ find_gpu(const vnxi_cuda_library_t *library, const vnxi_cu_uuid_t *uuid)
     return i < library->device_count ? i : -1;
 }
 
-/* The worker that copies between CPU memory and a peer's GPU memory: that of
- * the GPU's primary context, kept as long as the key. */
+/* The worker that copies between CPU memory and a peer's GPU memory, kept as
+ * long as the key: that of the GPU's primary context if the memory can be
+ * mapped here, otherwise the one without a GPU. */
 static vnx_status_t
 worker_for_key(vnxi_cuda_key_t *key, vnxi_cuda_worker_t **worker_p,
                vnx_error_t *error)
@@ -556,13 +607,14 @@ worker_for_key(vnxi_cuda_key_t *key, vnxi_cuda_worker_t **worker_p,
         *worker_p = worker;
         return VNX_OK;
     }
-    int ordinal = library != NULL ? find_gpu(library, &key->uuid) : -1;
-    if (ordinal < 0) {
+    int ordinal =
+        library != NULL && key->is_lent ? find_gpu(library, &key->uuid) : -1;
+    if (ordinal < 0 && !key->is_moved) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, MAKE,
                               "this process does not see the peer's GPU");
     }
-    vnx_status_t status =
-        vnxi_cuda_worker_get(library, NULL, ordinal, &worker, error);
+    vnx_status_t status = vnxi_cuda_worker_get(ordinal >= 0 ? library : NULL,
+                                               NULL, ordinal, &worker, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -661,6 +713,7 @@ const vnxi_transport_t vnxi_cuda_transport = {
     .refuses = refuses,
     .conn_create = conn_create,
     .conn_close = conn_close,
+    .describe_conn = describe_conn,
     .peer_gone = peer_gone,
     .conn_free = conn_free,
     .on_question = on_question,

@@ -49,6 +49,10 @@
     }
 
 #define TABLE_BYTES (VNXI_CUDA_ROWS * sizeof(vnxi_cuda_row_t))
+#define SHORT_TABLE_BYTES (ROWS_IN_PLACE * sizeof(vnxi_cuda_row_t))
+
+_Static_assert(VNXI_CUDA_ROWS_AT_ONCE <= ROWS_IN_PLACE,
+               "the short batch has no table on the GPU");
 
 /* -- Errors ----------------------------------------------------------------
  */
@@ -91,6 +95,9 @@ fail(const vnxi_cuda_gpu_t *gpu, const char *function, vnxi_cu_result_t result,
 bool
 vnxi_cuda_gpu_works(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
 {
+    if (gpu->library == NULL) {
+        return true; /* a worker without a GPU */
+    }
     vnxi_cu_result_t result = gpu->library->cu.cuStreamQuery(gpu->stream);
 
     if (result == VNXI_CUDA_SUCCESS || result == VNXI_CUDA_ERROR_NOT_READY) {
@@ -129,12 +136,54 @@ setting(const char *variable, uint64_t value, uint64_t least, uint64_t most)
 /* -- Memory that both sides reach ------------------------------------------
  */
 
-/* Map `size` bytes and pin them.  NULL: *why_p. */
-static void *
-pin(const vnxi_cuda_gpu_t *gpu, size_t size, vnxi_cu_ptr_t *there_p,
-    const char **why_p, vnxi_cu_result_t *result_p)
+/* False: *why_p, *result_p. */
+static bool
+pin(const vnxi_cuda_gpu_t *gpu, void *data, size_t size,
+    vnxi_cu_ptr_t *there_p, const char **why_p, vnxi_cu_result_t *result_p)
 {
     const vnxi_cu_functions_t *cu = &gpu->library->cu;
+
+    *why_p = "cuMemHostRegister_v2";
+    *result_p = cu->cuMemHostRegister_v2(
+        data, size,
+        VNXI_CU_MEMHOSTREGISTER_PORTABLE | VNXI_CU_MEMHOSTREGISTER_DEVICEMAP);
+    if (*result_p != VNXI_CUDA_SUCCESS) {
+        return false;
+    }
+    *why_p = "cuMemHostGetDevicePointer_v2";
+    *result_p = cu->cuMemHostGetDevicePointer_v2(there_p, data, 0);
+    if (*result_p != VNXI_CUDA_SUCCESS) {
+        cu->cuMemHostUnregister(data);
+    }
+    return *result_p == VNXI_CUDA_SUCCESS;
+}
+
+bool
+vnxi_cuda_gpu_pin(const vnxi_cuda_gpu_t *gpu, void *data, size_t size,
+                  uint64_t *delta_p)
+{
+    vnxi_cu_ptr_t there;
+    vnxi_cu_result_t result;
+    const char *why;
+
+    if (!pin(gpu, data, size, &there, &why, &result)) {
+        return false;
+    }
+    *delta_p = there - (uintptr_t)data;
+    return true;
+}
+
+void
+vnxi_cuda_gpu_unpin(const vnxi_cuda_gpu_t *gpu, void *data)
+{
+    gpu->library->cu.cuMemHostUnregister(data);
+}
+
+/* Map `size` bytes and pin them.  NULL: *why_p. */
+static void *
+map_pinned(const vnxi_cuda_gpu_t *gpu, size_t size, vnxi_cu_ptr_t *there_p,
+           const char **why_p, vnxi_cu_result_t *result_p)
+{
     void *data = mmap(NULL, size, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -146,27 +195,18 @@ pin(const vnxi_cuda_gpu_t *gpu, size_t size, vnxi_cu_ptr_t *there_p,
     /* A forked child would not see what the GPU writes, and has no use for
      * it. */
     madvise(data, size, MADV_DONTFORK);
-    *why_p = "cuMemHostRegister_v2";
-    *result_p = cu->cuMemHostRegister_v2(
-        data, size,
-        VNXI_CU_MEMHOSTREGISTER_PORTABLE | VNXI_CU_MEMHOSTREGISTER_DEVICEMAP);
-    if (*result_p == VNXI_CUDA_SUCCESS) {
-        *why_p = "cuMemHostGetDevicePointer_v2";
-        *result_p = cu->cuMemHostGetDevicePointer_v2(there_p, data, 0);
-        if (*result_p == VNXI_CUDA_SUCCESS) {
-            return data;
-        }
-        cu->cuMemHostUnregister(data);
+    if (!pin(gpu, data, size, there_p, why_p, result_p)) {
+        munmap(data, size);
+        return NULL;
     }
-    munmap(data, size);
-    return NULL;
+    return data;
 }
 
 static void
-unpin(const vnxi_cuda_gpu_t *gpu, void *data, size_t size)
+unmap_pinned(const vnxi_cuda_gpu_t *gpu, void *data, size_t size)
 {
     if (data != NULL) {
-        gpu->library->cu.cuMemHostUnregister(data);
+        vnxi_cuda_gpu_unpin(gpu, data);
         munmap(data, size);
     }
 }
@@ -182,7 +222,8 @@ vnxi_cuda_gpu_stage(vnxi_cuda_gpu_t *gpu, vnxi_cuda_batch_t *batch,
     if (batch->stage != NULL) {
         return VNX_OK;
     }
-    batch->stage = pin(gpu, VNXI_CUDA_STAGE_BYTES, &there, &why, &result);
+    batch->stage =
+        map_pinned(gpu, VNXI_CUDA_STAGE_BYTES, &there, &why, &result);
     if (batch->stage == NULL) {
         return fail(gpu, why, result, error);
     }
@@ -256,7 +297,8 @@ make_tables(vnxi_cuda_gpu_t *gpu)
 
     for (unsigned i = 0; i < VNXI_CUDA_BATCHES; i++) {
         vnxi_cuda_batch_t *batch = &gpu->batches[i];
-        batch->rows = pin(gpu, TABLE_BYTES, &batch->rows_there, &why, &result);
+        batch->rows =
+            map_pinned(gpu, TABLE_BYTES, &batch->rows_there, &why, &result);
         batch->is_pinned = batch->rows != NULL;
         if (batch->is_pinned) {
             why = "cuMemAlloc_v2";
@@ -397,9 +439,9 @@ vnxi_cuda_gpu_close(vnxi_cuda_gpu_t *gpu)
 
     for (unsigned i = 0; i < VNXI_CUDA_BATCHES; i++) {
         vnxi_cuda_batch_t *batch = &gpu->batches[i];
-        unpin(gpu, batch->stage, VNXI_CUDA_STAGE_BYTES);
+        unmap_pinned(gpu, batch->stage, VNXI_CUDA_STAGE_BYTES);
         if (batch->is_pinned) {
-            unpin(gpu, batch->rows, TABLE_BYTES);
+            unmap_pinned(gpu, batch->rows, TABLE_BYTES);
         } else {
             free(batch->rows);
         }
@@ -407,6 +449,7 @@ vnxi_cuda_gpu_close(vnxi_cuda_gpu_t *gpu)
             cu->cuMemFree_v2(batch->table);
         }
     }
+    unmap_pinned(gpu, gpu->short_batch.rows, SHORT_TABLE_BYTES);
     free(gpu->copies[0]);
     free(gpu->copies[1]);
     free(gpu->sizes);
@@ -557,6 +600,32 @@ vnxi_cuda_gpu_launch(vnxi_cuda_gpu_t *gpu, vnxi_cuda_batch_t *batch,
     }
     /* Some of it may be running: wait, so that it does not write later. */
     gpu->library->cu.cuStreamSynchronize(gpu->stream);
+    return status;
+}
+
+vnx_status_t
+vnxi_cuda_gpu_copy(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_row_t *rows,
+                   uint32_t count, vnxi_cuda_method_t method,
+                   vnxi_cuda_direction_t direction, vnx_error_t *error)
+{
+    vnxi_cuda_batch_t *batch = &gpu->short_batch;
+    vnxi_cu_result_t result;
+    const char *why;
+
+    if (batch->rows == NULL) {
+        batch->rows = map_pinned(gpu, SHORT_TABLE_BYTES, &batch->rows_there,
+                                 &why, &result);
+        if (batch->rows == NULL) {
+            return fail(gpu, why, result, error);
+        }
+    }
+    memcpy(batch->rows, rows, count * sizeof *rows);
+    batch->count = count;
+    vnx_status_t status = start_copying(gpu, batch, method, direction, error);
+    result = gpu->library->cu.cuStreamSynchronize(gpu->stream);
+    if (status == VNX_OK && result != VNXI_CUDA_SUCCESS) {
+        status = fail(gpu, "cuStreamSynchronize", result, error);
+    }
     return status;
 }
 

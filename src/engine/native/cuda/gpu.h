@@ -28,6 +28,7 @@
 
 #define VNXI_CUDA_ROWS 32768u            /* room of a batch */
 #define VNXI_CUDA_STAGE_BYTES (4u << 20) /* of its CPU memory */
+#define VNXI_CUDA_ROWS_AT_ONCE 1024u     /* for vnxi_cuda_gpu_copy() */
 #define VNXI_CUDA_KERNEL_ROW                          \
     (16u << 10) /* longer rows should be cut, so that \
                    warps have equal work */
@@ -76,9 +77,13 @@ struct vnxi_cuda_gpu {
     /* Have its thread call vnxi_cuda_imports_serve(), between two batches.
      * Any thread. */
     void (*wake)(vnxi_cuda_gpu_t *gpu);
+    /* The same for vnxi_cuda_windows_serve(), at any time. */
+    void (*wake_for_windows)(vnxi_cuda_gpu_t *gpu);
     struct vnxi_cuda_opened *opened; /* import.c's */
+    struct vnxi_cuda_shared *shared; /* serve.c's */
     /* private */
     unsigned ctas;
+    vnxi_cuda_batch_t short_batch; /* of vnxi_cuda_gpu_copy() */
     vnxi_cu_stream_t stream;
     vnxi_cu_module_t module;
     vnxi_cu_function_t function;
@@ -117,6 +122,22 @@ vnx_status_t vnxi_cuda_gpu_launch(vnxi_cuda_gpu_t *gpu,
                                   vnxi_cuda_direction_t direction,
                                   void (*landed)(void *arg), void *arg,
                                   vnx_error_t *error);
+
+/* Pin CPU memory that is mapped already.  *delta_p: as stage_delta.  False: it
+ * cannot be pinned, and the methods other than the kernel copy it more slowly.
+ * The thread of the gpu. */
+bool vnxi_cuda_gpu_pin(const vnxi_cuda_gpu_t *gpu, void *data, size_t size,
+                       uint64_t *delta_p);
+void vnxi_cuda_gpu_unpin(const vnxi_cuda_gpu_t *gpu, void *data);
+
+/* Copy 1 to VNXI_CUDA_ROWS_AT_ONCE rows, and wait until they have landed, as
+ * everything that was launched before.  The rows are as in a batch; CPU memory
+ * that is not pinned must not be copied by the kernel. */
+vnx_status_t vnxi_cuda_gpu_copy(vnxi_cuda_gpu_t *gpu,
+                                const vnxi_cuda_row_t *rows, uint32_t count,
+                                vnxi_cuda_method_t method,
+                                vnxi_cuda_direction_t direction,
+                                vnx_error_t *error);
 
 /* Return whether the context still works.  False: it is lost for good, with
  * everything that was running; *error is set. */

@@ -16,6 +16,7 @@
 #include "engine/native/cuda/import.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,7 +25,6 @@
 #include "base/fork.h"
 #include "base/fork_fds.h"
 #include "base/mutex.h"
-#include "engine/native/cuda/lend_wire.h"
 
 #define OPERATION "vnx_xfer_post"
 #define SPANS_MAX (UINT32_C(1) << 20) /* allocations of a region */
@@ -100,9 +100,8 @@ struct vnxi_cuda_import {
 };
 
 static vnxi_mutex_t imports_lock = VNXI_MUTEX_INIT(VNXI_RANK_CUDA_IMPORTS);
-static vnxi_cuda_import_t *imports; /* imports_lock, like all below */
-static vnxi_cuda_check_t *checks;
-static uint64_t last_number; /* of loans and checks */
+static vnxi_cuda_import_t *imports; /* imports_lock */
+static vnxi_cuda_check_t *checks;   /* imports_lock */
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static vnxi_cond_t ended; /* an import was unmapped; initialised by start() */
@@ -147,13 +146,14 @@ grow(void *array_p, size_t count, size_t *room_p, size_t item_size)
     return true;
 }
 
-static bool
-spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span)
+bool
+vnxi_cuda_spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span)
 {
     vnxi_cuda_span_t *last =
         spans->count > 0 ? &spans->spans[spans->count - 1] : NULL;
 
-    if (last != NULL && last->end == span.start && last->delta == span.delta) {
+    if (last != NULL && last->end == span.start && last->delta == span.delta &&
+        last->key == span.key) {
         last->end = span.end;
         return true;
     }
@@ -168,10 +168,16 @@ spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span)
 /* -- Messages to owners ----------------------------------------------------
  */
 
-/* VNX_ERR_REMOTE_DISCONNECT: the conn was closed. */
-static vnx_status_t
-send_to(const vnxi_port_t *port, uintptr_t conn_id, const vnxi_lend_t *message,
-        vnx_error_t *error)
+uint64_t
+vnxi_cuda_next_number(void)
+{
+    static atomic_uint_fast64_t last;
+    return atomic_fetch_add(&last, 1) + 1;
+}
+
+vnx_status_t
+vnxi_cuda_ask_owner(const vnxi_port_t *port, uintptr_t conn_id,
+                    const vnxi_lend_t *message, vnx_error_t *error)
 {
     const vnxi_port_config_t *config = &port->config;
     const vnxi_port_host_t *host = &config->host;
@@ -198,16 +204,17 @@ send_to(const vnxi_port_t *port, uintptr_t conn_id, const vnxi_lend_t *message,
 }
 
 static vnx_status_t
-ask_owner(const vnxi_cuda_import_t *import, uint64_t from, vnx_error_t *error)
+ask_for_more(const vnxi_cuda_import_t *import, uint64_t from,
+             vnx_error_t *error)
 {
-    return send_to(import->port, import->conn_id,
-                   &(vnxi_lend_t){.type = VNXI_LEND_ASK,
-                                  .loan = import->loan,
-                                  .addr = import->addr,
-                                  .len = import->len,
-                                  .dev = import->dev,
-                                  .from = from},
-                   error);
+    return vnxi_cuda_ask_owner(import->port, import->conn_id,
+                               &(vnxi_lend_t){.type = VNXI_LEND_ASK,
+                                              .loan = import->loan,
+                                              .addr = import->addr,
+                                              .len = import->len,
+                                              .dev = import->dev,
+                                              .from = from},
+                               error);
 }
 
 /* -- Mapping ---------------------------------------------------------------
@@ -235,7 +242,7 @@ add_span(vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece,
     const vnxi_cuda_span_t span = {.start = piece->start,
                                    .end = piece->start + piece->size,
                                    .delta = here - piece->start};
-    return spans_add(&import->spans, span)
+    return vnxi_cuda_spans_add(&import->spans, span)
                ? VNX_OK
                : vnxi_error_no_memory(error, OPERATION, sizeof span);
 }
@@ -311,10 +318,12 @@ map_legacy(vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece,
     import->mapped[import->mapped_count++] = (mapped_t){
         .here = opened->here, .size = piece->size, .opened = opened};
     /* A copy beyond the memory would destroy our context. */
-    if (import->gpu->library->cu.cuMemGetAddressRange_v2(
-            &start, &size, opened->here) == VNXI_CUDA_SUCCESS &&
-        (opened->here < start ||
-         size - (opened->here - start) < piece->size)) {
+    vnxi_cu_result_t result = import->gpu->library->cu.cuMemGetAddressRange_v2(
+        &start, &size, opened->here);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return fail(import, "cuMemGetAddressRange_v2", result, error);
+    }
+    if (opened->here < start || size - (opened->here - start) < piece->size) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                               "the peer's GPU memory at 0x%" PRIx64
                               " has %zu bytes, not %" PRIu64,
@@ -545,6 +554,20 @@ set_failed(vnxi_cuda_import_t *import, const vnx_error_t *error)
     vnxi_mutex_unlock(&imports_lock);
 }
 
+/* The owner copies the region from now on.  False: it does not do that. */
+static bool
+set_unmappable_lock_held(const vnxi_cuda_import_t *import,
+                         const vnx_error_t *error)
+{
+    vnxi_cuda_key_t *key = import->key;
+
+    if (key != NULL && key->is_moved && !atomic_load(&key->is_unmappable)) {
+        snprintf(key->why, sizeof key->why, "%.191s", error->cause);
+        atomic_store(&key->is_unmappable, true);
+    }
+    return key == NULL || key->is_moved;
+}
+
 /* The driver cannot map the peer's memory, for example because the GPUs cannot
  * access each other.  A lack of memory may pass. */
 static void
@@ -552,8 +575,14 @@ give_up(const vnxi_cuda_import_t *import, const vnx_error_t *error)
 {
     const vnxi_port_config_t *config = &import->port->config;
 
-    if (error->status == VNX_ERR_BACKEND &&
-        import->result != VNXI_CUDA_ERROR_OUT_OF_MEMORY) {
+    if (error->status != VNX_ERR_BACKEND ||
+        import->result == VNXI_CUDA_ERROR_OUT_OF_MEMORY) {
+        return;
+    }
+    vnxi_mutex_lock(&imports_lock);
+    bool is_moved = set_unmappable_lock_held(import, error);
+    vnxi_mutex_unlock(&imports_lock);
+    if (!is_moved) {
         config->host.give_up(config->host.context, config->number,
                              import->conn_id, error->cause);
     }
@@ -575,8 +604,8 @@ go_on(vnxi_cuda_import_t *import)
         import->end = import->addr;
     }
     if (status != VNX_OK && import->is_second) {
-        set_failed(import, &error);
         give_up(import, &error);
+        set_failed(import, &error);
         return;
     }
     import->is_second = import->is_second || status != VNX_OK;
@@ -584,7 +613,7 @@ go_on(vnxi_cuda_import_t *import)
     import->state = status == VNX_OK && is_last ? STATE_MAPPED : STATE_ASKING;
     vnxi_mutex_unlock(&imports_lock);
     if ((status != VNX_OK || !is_last) &&
-        ask_owner(import, import->end, &error) != VNX_OK) {
+        ask_for_more(import, import->end, &error) != VNX_OK) {
         set_failed(import, &error);
     }
 }
@@ -618,9 +647,10 @@ end(vnxi_cuda_import_t *import)
 
     unmap(import);
     drop_answer(import);
-    send_to(import->port, import->conn_id,
-            &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = import->loan},
-            NULL);
+    vnxi_cuda_ask_owner(
+        import->port, import->conn_id,
+        &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = import->loan},
+        NULL);
     /* Before the end is known: a thread that waits for it keeps the engine, so
      * the engine is freed on that thread and not later on this one. */
     host->release(host->context);
@@ -718,6 +748,20 @@ has_import_lock_held(const vnxi_port_t *port, uintptr_t conn_id)
     return import != NULL;
 }
 
+size_t
+vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id)
+{
+    size_t count = 0;
+
+    vnxi_mutex_lock(&imports_lock);
+    for (const vnxi_cuda_import_t *import = imports; import != NULL;
+         import = import->next) {
+        count += is_of_conn(import->port, import->conn_id, port, conn_id);
+    }
+    vnxi_mutex_unlock(&imports_lock);
+    return count;
+}
+
 void
 vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id)
 {
@@ -790,7 +834,7 @@ start_lock_held(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu)
         .gpu = gpu,
         .port = key->port,
         .conn_id = key->conn_id,
-        .loan = ++last_number,
+        .loan = vnxi_cuda_next_number(),
         .addr = key->addr,
         .len = key->len,
         .dev = key->dev,
@@ -819,7 +863,7 @@ use_lock_held(vnxi_cuda_import_t *import, vnxi_cuda_spans_t *spans,
         return error->status;
     }
     for (size_t i = 0; i < import->spans.count; i++) {
-        if (!spans_add(spans, import->spans.spans[i])) {
+        if (!vnxi_cuda_spans_add(spans, import->spans.spans[i])) {
             return vnxi_error_no_memory(error, OPERATION,
                                         sizeof *spans->spans);
         }
@@ -850,7 +894,7 @@ vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
     }
     vnxi_mutex_unlock(&imports_lock);
     if (import != NULL && is_new &&
-        ask_owner(import, import->addr, error) != VNX_OK) {
+        ask_for_more(import, import->addr, error) != VNX_OK) {
         set_failed(import, error);
         vnxi_mutex_lock(&imports_lock);
         status = use_lock_held(import, spans, error);
@@ -874,12 +918,12 @@ static vnx_status_t
 ask_check(const vnxi_cuda_check_t *check, const uint64_t *loans, size_t count,
           vnx_error_t *error)
 {
-    return send_to(check->port, check->conn_id,
-                   &(vnxi_lend_t){.type = VNXI_LEND_CHECK,
-                                  .loan = check->token,
-                                  .count = count,
-                                  .loans = loans},
-                   error);
+    return vnxi_cuda_ask_owner(check->port, check->conn_id,
+                               &(vnxi_lend_t){.type = VNXI_LEND_CHECK,
+                                              .loan = check->token,
+                                              .count = count,
+                                              .loans = loans},
+                               error);
 }
 
 vnx_status_t
@@ -903,7 +947,7 @@ vnxi_cuda_check_begin(vnxi_cuda_check_t *check, vnxi_cuda_gpu_t *gpu,
     for (size_t i = 0; i < count; i++) {
         loans[i] = loan_of(keys[i], gpu);
     }
-    check->token = ++last_number;
+    check->token = vnxi_cuda_next_number();
     check->next = checks;
     checks = check;
     vnxi_mutex_unlock(&imports_lock);
@@ -941,6 +985,8 @@ vnxi_cuda_check_end(vnxi_cuda_check_t *check)
             break;
         }
     }
+    atomic_store(&check->messages, 0);
+    atomic_store(&check->is_stale, false);
     vnxi_mutex_unlock(&imports_lock);
     check->gpu = NULL;
 }
@@ -1025,8 +1071,8 @@ take_answer_lock_held(vnxi_cuda_import_t *import, const vnxi_lend_t *message,
     return true;
 }
 
-static vnx_status_t
-refused_status(const vnxi_lend_t *message)
+vnx_status_t
+vnxi_cuda_refused_status(const vnxi_lend_t *message)
 {
     vnx_status_t status = (vnx_status_t)(-(int)message->status);
 
@@ -1034,6 +1080,18 @@ refused_status(const vnxi_lend_t *message)
                    status == VNX_ERR_REMOTE_DISCONNECT
                ? status
                : VNX_ERR_BACKEND;
+}
+
+/* The owner refuses.  If it cannot hand out the region, it may copy it. */
+static void
+on_refused_lock_held(vnxi_cuda_import_t *import, const vnxi_lend_t *message)
+{
+    vnx_status_t status = vnxi_cuda_refused_status(message);
+
+    fail_lock_held(import, status, message->cause, message->count);
+    if (status == VNX_ERR_BACKEND || status == VNX_ERR_NOT_SUPPORTED) {
+        set_unmappable_lock_held(import, &import->error);
+    }
 }
 
 /* Returns whether the descriptors were taken over. */
@@ -1049,8 +1107,7 @@ on_loan_lock_held(vnxi_cuda_import_t *import, const vnxi_lend_t *message,
         if (message->type == VNXI_LEND_LENT) {
             takes = take_answer_lock_held(import, message, control);
         } else {
-            fail_lock_held(import, refused_status(message), message->cause,
-                           message->count);
+            on_refused_lock_held(import, message);
         }
     }
     import->gpu->wake(import->gpu);
@@ -1084,28 +1141,23 @@ on_checked_lock_held(const vnxi_port_t *port, uintptr_t conn_id,
     check->gpu->wake(check->gpu);
 }
 
-void
+bool
 vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
+                            const vnxi_lend_t *message,
                             const vnxi_control_t *control)
 {
-    vnxi_lend_t message;
     bool takes = false;
 
-    if (vnxi_lend_read(control->data, control->len, &message)) {
-        vnxi_mutex_lock(&imports_lock);
-        if (message.type == VNXI_LEND_CHECKED) {
-            on_checked_lock_held(port, conn_id, &message);
-        } else if (message.type == VNXI_LEND_LENT ||
-                   message.type == VNXI_LEND_REFUSED ||
-                   message.type == VNXI_LEND_RECALL) {
-            vnxi_cuda_import_t *import =
-                find_loan_lock_held(port, conn_id, message.loan);
-            takes =
-                import != NULL && on_loan_lock_held(import, &message, control);
-        }
-        vnxi_mutex_unlock(&imports_lock);
+    vnxi_mutex_lock(&imports_lock);
+    if (message->type == VNXI_LEND_CHECKED) {
+        on_checked_lock_held(port, conn_id, message);
+    } else if (message->type == VNXI_LEND_LENT ||
+               message->type == VNXI_LEND_REFUSED ||
+               message->type == VNXI_LEND_RECALL) {
+        vnxi_cuda_import_t *import =
+            find_loan_lock_held(port, conn_id, message->loan);
+        takes = import != NULL && on_loan_lock_held(import, message, control);
     }
-    if (!takes) {
-        vnxi_fork_fds_close(control->fds, control->fd_count);
-    }
+    vnxi_mutex_unlock(&imports_lock);
+    return takes;
 }

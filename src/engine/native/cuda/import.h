@@ -14,6 +14,7 @@
 #define VNXI_NATIVE_CUDA_IMPORT_H
 
 #include "engine/native/cuda/gpu.h"
+#include "engine/native/cuda/lend_wire.h"
 #include "engine/native/transport.h"
 
 typedef struct vnxi_cuda_import vnxi_cuda_import_t;
@@ -24,17 +25,22 @@ typedef struct vnxi_cuda_key {
     uintptr_t conn_id;
     uint64_t addr, len, dev;
     vnxi_cu_uuid_t uuid; /* of its GPU */
+    bool is_lent;        /* its owner hands out handles */
+    bool is_moved;       /* its owner copies it for us (window.h) */
     _Atomic(struct vnxi_cuda_worker *)
-        worker; /* for transfers with CPU memory;
-                   the owner's of the key */
+        worker;                /* for transfers with CPU memory;
+                                  the owner's of the key */
+    atomic_bool is_unmappable; /* the driver cannot map it; set once */
+    char why[192];             /* it cannot; valid after that */
     /* private */
     vnxi_cuda_import_t *imports;
 } vnxi_cuda_key_t;
 
 /* Part of a peer's region as it is mapped here. */
 typedef struct vnxi_cuda_span {
-    uint64_t start, end; /* in the peer */
-    uint64_t delta;      /* to the address here, modulo 2^64 */
+    uint64_t start, end;        /* in the peer */
+    uint64_t delta;             /* to the address here, modulo 2^64 */
+    const vnxi_cuda_key_t *key; /* not mapped: the region; delta is 0 */
 } vnxi_cuda_span_t;
 
 /* Growing array of spans. */
@@ -42,6 +48,10 @@ typedef struct vnxi_cuda_spans {
     vnxi_cuda_span_t *spans; /* owned */
     size_t count, room;
 } vnxi_cuda_spans_t;
+
+/* Append a span; neighbours that are mapped next to each other become one.
+ * False: no memory. */
+bool vnxi_cuda_spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span);
 
 /* Add the spans of a region.  VNX_IN_PROG: they are not known yet; gpu->wake
  * is called when they may be. */
@@ -87,9 +97,28 @@ void vnxi_cuda_imports_drop(const vnxi_port_t *port, uintptr_t conn_id);
 /* Wait until they have ended, 2 s at most. */
 void vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id);
 
-/* As on_answer() of the contract. */
-void vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
+/* A message of an owner; others than LENT, REFUSED, RECALL and CHECKED are
+ * ignored.  Returns whether the descriptors were taken over. */
+bool vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
+                                 const vnxi_lend_t *message,
                                  const vnxi_control_t *control);
+
+/* The number of regions of a conn that are mapped or about to be. */
+size_t vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id);
+
+/* -- Messages to owners ----------------------------------------------------
+ */
+
+/* A number for a loan, a window or a token; never 0, never the same again. */
+uint64_t vnxi_cuda_next_number(void);
+
+/* VNX_ERR_REMOTE_DISCONNECT: the conn was closed. */
+vnx_status_t vnxi_cuda_ask_owner(const vnxi_port_t *port, uintptr_t conn_id,
+                                 const vnxi_lend_t *message,
+                                 vnx_error_t *error);
+
+/* The status that an owner has sent, if it is one that owners may cause. */
+vnx_status_t vnxi_cuda_refused_status(const vnxi_lend_t *message);
 
 /* The imports of the key will end. */
 void vnxi_cuda_key_fini(vnxi_cuda_key_t *key);

@@ -24,7 +24,6 @@
 #include "base/fork_fds.h"
 #include "base/log.h"
 #include "engine/native/cuda/context.h"
-#include "engine/native/cuda/lend_wire.h"
 #include "engine/native/region_access.h"
 
 #define OPERATION "vnx_xfer_post"
@@ -45,8 +44,9 @@ struct vnxi_cuda_loan {
 };
 
 /* A question whose answer a worker makes. */
-typedef struct task {
-    vnxi_cuda_job_t job; /* first */
+typedef struct vnxi_cuda_task {
+    vnxi_cuda_job_t job;               /* first */
+    struct vnxi_cuda_task *next, **at; /* of lender->tasks */
     vnxi_cuda_lender_t *lender;
     uint64_t asker, loan, from;
     vnxi_region_t *region; /* retained */
@@ -364,9 +364,26 @@ note_ids(const task_t *task, const vnxi_cuda_gpu_t *gpu)
     return loan != NULL;
 }
 
+/* After the descriptors of its answer were closed. */
+static void
+end_task(task_t *task)
+{
+    vnxi_cuda_lender_t *lender = task->lender;
+
+    vnxi_mutex_lock(&lender->lock);
+    *task->at = task->next;
+    if (task->next != NULL) {
+        task->next->at = task->at;
+    }
+    vnxi_cond_broadcast(&lender->given_back);
+    vnxi_mutex_unlock(&lender->lock);
+    vnxi_region_release(task->region);
+    free(task);
+}
+
 /* On the worker's thread; gpu NULL: it has ended. */
 static void
-run_task(vnxi_cuda_job_t *job, const vnxi_cuda_gpu_t *gpu)
+run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
 {
     task_t *task = (task_t *)job;
     vnxi_cuda_lender_t *lender = task->lender;
@@ -380,7 +397,7 @@ run_task(vnxi_cuda_job_t *job, const vnxi_cuda_gpu_t *gpu)
         vnxi_error_set(&error, status, OPERATION,
                        "the GPU memory was deregistered, or its CUDA context "
                        "is lost");
-    } else if (!note_ids(task, gpu)) {
+    } else if (vnxi_region_is_gone(task->region) || !note_ids(task, gpu)) {
         vnxi_error_set(&error, status, OPERATION,
                        "the GPU memory was deregistered");
     } else {
@@ -399,8 +416,7 @@ run_task(vnxi_cuda_job_t *job, const vnxi_cuda_gpu_t *gpu)
     if (status != VNX_OK) {
         refuse(lender, task->asker, task->loan, status, error.cause);
     }
-    vnxi_region_release(task->region);
-    free(task);
+    end_task(task);
     host->release(host->context);
 }
 
@@ -477,6 +493,14 @@ start_task(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask,
                      .loan = ask->loan,
                      .from = ask->from,
                      .region = region};
+    vnxi_mutex_lock(&lender->lock);
+    task->next = lender->tasks;
+    task->at = &lender->tasks;
+    if (task->next != NULL) {
+        task->next->at = &task->next;
+    }
+    lender->tasks = task;
+    vnxi_mutex_unlock(&lender->lock);
     config->host.retain(config->host.context);
     vnxi_cuda_worker_run(mem->worker, &task->job);
 }
@@ -546,21 +570,14 @@ on_check(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *check)
 
 void
 vnxi_cuda_lender_on_question(vnxi_cuda_lender_t *lender, uint64_t asker,
-                             const vnxi_control_t *control)
+                             const vnxi_lend_t *message)
 {
-    vnxi_lend_t message;
-
-    /* Askers have no reason to send any. */
-    vnxi_fork_fds_close(control->fds, control->fd_count);
-    if (!vnxi_lend_read(control->data, control->len, &message)) {
-        return; /* of a later version */
-    }
-    if (message.type == VNXI_LEND_ASK) {
-        on_ask(lender, asker, &message);
-    } else if (message.type == VNXI_LEND_RETURNED) {
-        end_loan(lender, asker, message.loan);
-    } else if (message.type == VNXI_LEND_CHECK) {
-        on_check(lender, asker, &message);
+    if (message->type == VNXI_LEND_ASK) {
+        on_ask(lender, asker, message);
+    } else if (message->type == VNXI_LEND_RETURNED) {
+        end_loan(lender, asker, message->loan);
+    } else if (message->type == VNXI_LEND_CHECK) {
+        on_check(lender, asker, message);
     }
 }
 
@@ -641,6 +658,18 @@ give_up_lock_held(vnxi_cuda_lender_t *lender, uint64_t now)
     return count;
 }
 
+/* An exported descriptor keeps the memory allocated until it is closed. */
+static bool
+is_exporting_lock_held(const vnxi_cuda_lender_t *lender)
+{
+    const task_t *task = lender->tasks;
+
+    while (task != NULL && !vnxi_region_is_gone(task->region)) {
+        task = task->next;
+    }
+    return task != NULL;
+}
+
 void
 vnxi_cuda_lender_settle(vnxi_cuda_lender_t *lender)
 {
@@ -648,6 +677,9 @@ vnxi_cuda_lender_settle(vnxi_cuda_lender_t *lender)
     uint64_t until;
 
     vnxi_mutex_lock(&lender->lock);
+    while (is_exporting_lock_held(lender)) {
+        vnxi_cond_wait(&lender->given_back, &lender->lock);
+    }
     while ((until = earliest_lock_held(lender)) != 0) {
         struct timespec when = vnxi_clock_timespec(until);
         vnxi_cond_timedwait(&lender->given_back, &lender->lock, &when);

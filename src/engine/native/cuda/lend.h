@@ -15,6 +15,7 @@
 
 #include "base/mutex.h"
 #include "base/name_map.h"
+#include "engine/native/cuda/lend_wire.h"
 #include "engine/native/cuda/worker.h"
 #include "engine/native/transport.h"
 
@@ -24,18 +25,22 @@ typedef struct vnxi_cuda_lender {
     const vnxi_port_t *port;
     vnxi_mutex_t lock;
     vnxi_cond_t given_back;
-    vnxi_cuda_loan_t *loans; /* owned; lock */
-    vnxi_name_map_t by_name; /* the same loans; lock */
-    bool is_leaving;         /* lock; nothing more is lent */
+    vnxi_cuda_loan_t *loans;      /* owned; lock */
+    vnxi_name_map_t by_name;      /* the same loans; lock */
+    struct vnxi_cuda_task *tasks; /* lock; queued or running */
+    bool is_leaving;              /* lock; nothing more is lent */
 } vnxi_cuda_lender_t;
 
 void vnxi_cuda_lender_init(vnxi_cuda_lender_t *lender,
                            const vnxi_port_t *port);
 void vnxi_cuda_lender_fini(vnxi_cuda_lender_t *lender);
 
-/* As on_question() and on_asker_gone() of the contract. */
+/* A question of an asker; others than ASK, CHECK and RETURNED are ignored.
+ * Does not block. */
 void vnxi_cuda_lender_on_question(vnxi_cuda_lender_t *lender, uint64_t asker,
-                                  const vnxi_control_t *control);
+                                  const vnxi_lend_t *message);
+
+/* As on_asker_gone() of the contract. */
 void vnxi_cuda_lender_forget(vnxi_cuda_lender_t *lender, uint64_t asker);
 
 /* Recall the loans of a region that was deregistered; NULL: of all, for good.
@@ -43,7 +48,8 @@ void vnxi_cuda_lender_forget(vnxi_cuda_lender_t *lender, uint64_t asker);
 void vnxi_cuda_lender_recall(vnxi_cuda_lender_t *lender,
                              const vnxi_region_t *region);
 
-/* Wait until the recalled loans were given back.  Those that are not, 2 s
+/* Wait until no handle of a deregistered region is being exported, and the
+ * recalled loans were given back.  Those that are not, 2 s
  * after the recall, are given up, with a warning. */
 void vnxi_cuda_lender_settle(vnxi_cuda_lender_t *lender);
 

@@ -4,6 +4,7 @@
 
 #define PIECE_BYTES (8 + 8 + 8 + 1 + VNXI_LEND_HANDLE_SIZE)
 #define LOAN_BYTES 8u
+#define ROW_BYTES (8u + 4 + 4)
 
 /* -- Writing ---------------------------------------------------------------
  */
@@ -16,6 +17,23 @@ write_piece(vnxi_writer_t *writer, const vnxi_lend_piece_t *piece)
     vnxi_write_u64(writer, piece->id);
     vnxi_write_u8(writer, (uint8_t)piece->kind);
     vnxi_write_bytes(writer, piece->handle, sizeof piece->handle);
+}
+
+static void
+write_move(vnxi_writer_t *writer, const vnxi_lend_t *message)
+{
+    vnxi_write_u64(writer, message->window);
+    vnxi_write_u8(writer, message->half);
+    vnxi_write_u8(writer, message->is_write);
+    vnxi_write_u64(writer, message->addr);
+    vnxi_write_u64(writer, message->len);
+    vnxi_write_u64(writer, message->dev);
+    vnxi_write_u16(writer, (uint16_t)message->count);
+    for (size_t i = 0; i < message->count; i++) {
+        vnxi_write_u64(writer, message->moved[i].addr);
+        vnxi_write_u32(writer, message->moved[i].offset);
+        vnxi_write_u32(writer, message->moved[i].len);
+    }
 }
 
 void
@@ -38,11 +56,17 @@ vnxi_lend_write(vnxi_writer_t *writer, const vnxi_lend_t *message)
         }
         break;
     case VNXI_LEND_REFUSED:
+    case VNXI_LEND_OPENED:
+    case VNXI_LEND_MOVED:
         vnxi_write_u32(writer, message->status);
         vnxi_write_bytes(writer, message->cause, message->count);
         break;
     case VNXI_LEND_RECALL:
     case VNXI_LEND_RETURNED:
+    case VNXI_LEND_OPEN:
+        break;
+    case VNXI_LEND_MOVE:
+        write_move(writer, message);
         break;
     case VNXI_LEND_CHECK:
     case VNXI_LEND_CHECKED:
@@ -96,6 +120,53 @@ read_pieces(vnxi_reader_t *reader, vnxi_lend_t *message)
 }
 
 static bool
+row_is_good(const vnxi_lend_t *message, const vnxi_lend_row_t *row)
+{
+    return row->len > 0 && row->addr >= message->addr &&
+           row->addr - message->addr <= message->len &&
+           row->len <= message->len - (row->addr - message->addr) &&
+           row->len <= VNXI_WINDOW_HALF_BYTES &&
+           row->offset <= VNXI_WINDOW_HALF_BYTES - row->len;
+}
+
+/* All rows must lie in the region and in the half. */
+static bool
+read_move(vnxi_reader_t *reader, vnxi_lend_t *message)
+{
+    message->window = vnxi_read_u64(reader);
+    message->half = vnxi_read_u8(reader);
+    uint8_t is_write = vnxi_read_u8(reader);
+    message->is_write = is_write == 1;
+    message->addr = vnxi_read_u64(reader);
+    message->len = vnxi_read_u64(reader);
+    message->dev = vnxi_read_u64(reader);
+    message->count = vnxi_read_u16(reader);
+    if (message->half >= VNXI_WINDOW_HALVES || is_write > 1 ||
+        message->count == 0 ||
+        !read_rows(reader, VNXI_LEND_ROWS_MAX, ROW_BYTES, message)) {
+        return false;
+    }
+    for (size_t i = 0; i < message->count; i++) {
+        vnxi_lend_row_t row = vnxi_lend_row(message, i);
+        if (!row_is_good(message, &row)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A status is 0 unless it must be an error. */
+static bool
+read_status(vnxi_reader_t *reader, bool is_error, vnxi_lend_t *message)
+{
+    message->status = vnxi_read_u32(reader);
+    message->count = vnxi_reader_left(reader);
+    message->cause = (const char *)vnxi_read_bytes(reader, message->count);
+    return message->status >= is_error && message->status < 64 &&
+           message->count < VNX_ERROR_CAUSE_MAX;
+}
+
+static bool
 read_body(vnxi_reader_t *reader, vnxi_lend_t *message)
 {
     switch (message->type) {
@@ -108,13 +179,15 @@ read_body(vnxi_reader_t *reader, vnxi_lend_t *message)
     case VNXI_LEND_LENT:
         return read_pieces(reader, message);
     case VNXI_LEND_REFUSED:
-        message->status = vnxi_read_u32(reader);
-        message->count = vnxi_reader_left(reader);
-        message->cause = (const char *)vnxi_read_bytes(reader, message->count);
-        return message->status > 0 && message->status < 64 &&
-               message->count < VNX_ERROR_CAUSE_MAX;
+        return read_status(reader, true, message);
+    case VNXI_LEND_OPENED:
+    case VNXI_LEND_MOVED:
+        return read_status(reader, false, message);
+    case VNXI_LEND_MOVE:
+        return read_move(reader, message);
     case VNXI_LEND_RECALL:
     case VNXI_LEND_RETURNED:
+    case VNXI_LEND_OPEN:
         return true;
     case VNXI_LEND_CHECK:
     case VNXI_LEND_CHECKED:
@@ -161,4 +234,17 @@ vnxi_lend_loan(const vnxi_lend_t *message, size_t i)
     vnxi_reader_t reader =
         vnxi_reader(message->rows + i * LOAN_BYTES, LOAN_BYTES);
     return vnxi_read_u64(&reader);
+}
+
+vnxi_lend_row_t
+vnxi_lend_row(const vnxi_lend_t *message, size_t i)
+{
+    vnxi_reader_t reader =
+        vnxi_reader(message->rows + i * ROW_BYTES, ROW_BYTES);
+    vnxi_lend_row_t row;
+
+    row.addr = vnxi_read_u64(&reader);
+    row.offset = vnxi_read_u32(&reader);
+    row.len = vnxi_read_u32(&reader);
+    return row;
 }

@@ -46,21 +46,17 @@ ask(const vnxi_cuda_gpu_t *gpu, uint64_t address, vnxi_cu_enum_t *attributes,
                                                    address);
 }
 
-/* Is there still memory at this address of the region?  It may be other memory
- * than at registration: programs that put their GPU memory to sleep map new
- * memory at the same place. */
 static vnx_status_t
-check_address(const vnxi_cuda_rows_t *rows, const vnxi_region_t *region,
+check_address(const vnxi_cuda_gpu_t *gpu, const vnxi_region_t *region,
               uint64_t address, vnx_error_t *error)
 {
     vnxi_cu_enum_t attributes[] = {VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE};
     uint64_t type;
 
-    vnxi_cu_result_t result = ask(rows->gpu, address, attributes, &type, 1);
+    vnxi_cu_result_t result = ask(gpu, address, attributes, &type, 1);
     if (result != VNXI_CUDA_SUCCESS) {
-        return vnxi_cuda_error(rows->gpu->library, OPERATION,
-                               rows->gpu->ordinal, "cuPointerGetAttributes",
-                               result, error);
+        return vnxi_cuda_error(gpu->library, OPERATION, gpu->ordinal,
+                               "cuPointerGetAttributes", result, error);
     }
     return type != 0
                ? VNX_OK
@@ -70,15 +66,14 @@ check_address(const vnxi_cuda_rows_t *rows, const vnxi_region_t *region,
                                 region->addr, region->len);
 }
 
-/* Of many allocations only the first and the last are checked. */
-static vnx_status_t
-check_region(const vnxi_cuda_rows_t *rows, const vnxi_region_t *region,
-             vnx_error_t *error)
+vnx_status_t
+vnxi_cuda_check_memory(const vnxi_cuda_gpu_t *gpu, const vnxi_region_t *region,
+                       vnx_error_t *error)
 {
-    vnx_status_t status = check_address(rows, region, region->addr, error);
-    return status == VNX_OK ? check_address(rows, region,
-                                            vnxi_region_end(region) - 1, error)
-                            : status;
+    vnx_status_t status = check_address(gpu, region, region->addr, error);
+    return status == VNX_OK
+               ? check_address(gpu, region, vnxi_region_end(region) - 1, error)
+               : status;
 }
 
 /* Check the regions of a list of GPU memory, and whether the kernel may use
@@ -91,7 +86,7 @@ check_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, bool *by_kernel_p,
 
     for (size_t i = 0; status == VNX_OK && i < list->region_count; i++) {
         const vnxi_cuda_mem_t *mem = mem_of(rows, list->regions[i]);
-        status = check_region(rows, list->regions[i], error);
+        status = vnxi_cuda_check_memory(rows->gpu, list->regions[i], error);
         if (mem->gpu != rows->gpu) {
             *by_kernel_p = *by_kernel_p && mem->is_legacy &&
                            vnxi_cuda_gpu_reaches(rows->gpu, mem->gpu);
@@ -205,6 +200,70 @@ import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
     return status;
 }
 
+/* Why the owner must move a region of the list; NULL: it need not. */
+static const char *
+why_moved(const vnxi_cuda_rows_t *rows, const vnxi_list_t *list)
+{
+    const char *why = NULL;
+
+    for (size_t i = 0; why == NULL && i < list->region_count; i++) {
+        const vnxi_cuda_key_t *key =
+            vnxi_region_slot(list->regions[i], rows->route);
+        if (key != NULL && !key->is_lent) {
+            why = "its memory cannot be exported";
+        } else if (key != NULL && atomic_load(&key->is_unmappable)) {
+            why = key->why;
+        }
+    }
+    return why == NULL && rows->gpu->library == NULL
+               ? "this program does not use the peer's GPU"
+               : why;
+}
+
+/* The regions as the owner has them. */
+static vnx_status_t
+list_spans(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, vnx_error_t *error)
+{
+    rows->spans.count = rows->span = 0;
+    for (size_t i = 0; i < list->region_count; i++) {
+        const vnxi_cuda_key_t *key =
+            vnxi_region_slot(list->regions[i], rows->route);
+        if (key != NULL &&
+            !vnxi_cuda_spans_add(
+                &rows->spans,
+                (vnxi_cuda_span_t){.start = key->addr,
+                                   .end = vnxi_region_end(list->regions[i]),
+                                   .key = key})) {
+            return vnxi_error_no_memory(error, OPERATION,
+                                        sizeof(vnxi_cuda_span_t));
+        }
+    }
+    sort_spans(&rows->spans);
+    if (rows->moving == NULL) {
+        rows->moving = malloc(VNXI_LEND_ROWS_MAX * sizeof *rows->moving);
+    }
+    return rows->moving != NULL
+               ? VNX_OK
+               : vnxi_error_no_memory(error, OPERATION,
+                                      VNXI_LEND_ROWS_MAX *
+                                          sizeof *rows->moving);
+}
+
+/* Find the peer's GPU memory: mapped here, or to be moved by the owner. */
+static vnx_status_t
+reach_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    rows->why_moved = why_moved(rows, list);
+    if (rows->why_moved == NULL) {
+        status = import_list(rows, list, error);
+        rows->why_moved = status < 0 ? why_moved(rows, list) : NULL;
+    }
+    rows->is_moved = rows->why_moved != NULL;
+    return rows->is_moved ? list_spans(rows, list, error) : status;
+}
+
 static vnx_status_t
 begin_check(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
             vnx_error_t *error)
@@ -276,15 +335,18 @@ prepare(vnxi_cuda_rows_t *rows, vnx_error_t *error)
     vnx_status_t status = VNX_OK;
 
     rows->is_far = is_far(remote);
-    rows->is_staged = false;
+    rows->is_staged = rows->is_moved = false;
     rows->host_delta = 0;
+    if (rows->is_far && remote->mem == VNX_MEM_VRAM) {
+        status = reach_list(rows, remote, error);
+    }
     for (unsigned i = 0; status == VNX_OK && i < 2; i++) {
         bool is_far_list = i == 1 && rows->is_far;
         if (lists[i]->mem == VNX_MEM_VRAM) {
             status = is_far_list
-                         ? import_list(rows, lists[i], error)
+                         ? VNX_OK
                          : check_list(rows, lists[i], &by_kernel, error);
-        } else {
+        } else if (!rows->is_moved) {
             rows->is_staged = is_far_list || !is_list_pinned(rows, lists[i]);
         }
     }
@@ -304,11 +366,13 @@ begin(vnxi_cuda_rows_t *rows, vnx_error_t *error)
 {
     vnxi_cuda_check_end(&rows->check);
     rows->has_begun = true;
+    rows->is_all_sent = rows->has_failed = rows->is_stopped = false;
     rows->in_chunk = false;
     rows->chunk = 0;
     rows->piece.len = 0;
-    return rows->spans.count > 0 ? begin_check(rows, rows->args->remote, error)
-                                 : VNX_OK;
+    return rows->spans.count > 0 && !rows->is_moved
+               ? begin_check(rows, rows->args->remote, error)
+               : VNX_OK;
 }
 
 void
@@ -316,6 +380,7 @@ vnxi_cuda_rows_fini(vnxi_cuda_rows_t *rows)
 {
     vnxi_cuda_check_end(&rows->check);
     free(rows->spans.spans);
+    free(rows->moving);
 }
 
 /* -- Filling a batch -------------------------------------------------------
@@ -492,6 +557,134 @@ fill_staged(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
     return is_to_gpu ? move_staged(rows, batch, error) : VNX_OK;
 }
 
+/* -- What the owner moves --------------------------------------------------
+ */
+
+/* Copy between a half and our memory. */
+static vnx_status_t
+copy_half(const vnxi_cuda_rows_t *rows, const vnxi_cuda_half_t *half,
+          bool is_to_half, vnx_error_t *error)
+{
+    vnxi_cuda_method_t method =
+        half->is_pinned ? rows->method : VNXI_CUDA_LOOP;
+    uint64_t delta = method == VNXI_CUDA_KERNEL ? half->delta : 0;
+    bool is_gpu = rows->args->local->mem == VNX_MEM_VRAM;
+
+    for (uint32_t i = 0; i < half->count; i++) {
+        const vnxi_cuda_window_row_t *row = &half->rows[i];
+        uint64_t there = (uintptr_t)half->bytes + row->offset + delta;
+        uint64_t src = is_to_half ? row->local : there;
+        uint64_t dst = is_to_half ? there : row->local;
+        if (is_gpu) {
+            rows->moving[i] = (vnxi_cuda_row_t){src, dst, row->len, 0};
+        } else {
+            memcpy((void *)(uintptr_t)dst, (const void *)(uintptr_t)src,
+                   row->len);
+        }
+    }
+    return is_gpu
+               ? vnxi_cuda_gpu_copy(
+                     rows->gpu, rows->moving, half->count, method,
+                     is_to_half ? VNXI_CUDA_FROM_DEVICE : VNXI_CUDA_TO_DEVICE,
+                     error)
+               : VNX_OK;
+}
+
+/* A row in the half has the alignment of the owner's memory, as in a stage. */
+static vnx_status_t
+fill_half(vnxi_cuda_rows_t *rows, vnxi_cuda_half_t *half, vnx_error_t *error)
+{
+    uint64_t used = 0;
+    vnxi_piece_t piece;
+
+    half->count = 0;
+    while (half->count < VNXI_LEND_ROWS_MAX && next_piece(rows)) {
+        uint64_t at = used + ((rows->piece.remote - used) & 15);
+        if (at >= VNXI_WINDOW_HALF_BYTES) {
+            break;
+        }
+        uint64_t room = VNXI_WINDOW_HALF_BYTES - at;
+        vnx_status_t status = take(
+            rows, room < VNXI_CUDA_KERNEL_ROW ? room : VNXI_CUDA_KERNEL_ROW,
+            &piece, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+        half->rows[half->count++] = (vnxi_cuda_window_row_t){
+            .local = piece.local,
+            .remote = piece.remote,
+            .offset = (uint32_t)at,
+            .len = (uint32_t)piece.len,
+            .key = rows->spans.spans[rows->span].key,
+        };
+        used = at + piece.len;
+    }
+    return VNX_OK;
+}
+
+/* Fill half a window and have the owner move it. */
+static vnx_status_t
+send_half(vnxi_cuda_rows_t *rows, vnx_error_t *error)
+{
+    vnx_op_t op = rows->args->op;
+    vnxi_cuda_half_t *half;
+
+    if (!next_piece(rows)) {
+        rows->is_all_sent = true;
+        return VNX_OK;
+    }
+    vnx_status_t status = vnxi_cuda_half_get(
+        rows->spans.spans[0].key, rows->gpu, rows->why_moved, &half, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = fill_half(rows, half, error);
+    if (status == VNX_OK && op == VNX_OP_WRITE) {
+        status = copy_half(rows, half, true, error);
+    }
+    if (status != VNX_OK) {
+        vnxi_cuda_half_free(half);
+        return status;
+    }
+    status = vnxi_cuda_half_send(half, op, rows, error);
+    rows->pending += status == VNX_OK;
+    return status;
+}
+
+void
+vnxi_cuda_rows_return(void *user, vnxi_cuda_half_t *half)
+{
+    vnxi_cuda_rows_t *rows = user;
+    vnx_error_t error = half->error;
+    vnx_status_t status = half->status;
+
+    rows->pending--;
+    rows->has_returned = true;
+    if (rows->is_stopped || rows->has_failed) {
+        return;
+    }
+    if (status == VNX_OK) {
+        status = rows->args->go_on(rows->args->context, &error);
+    }
+    if (status == VNX_OK && half->op == VNX_OP_READ) {
+        status = copy_half(rows, half, false, &error);
+    }
+    if (status != VNX_OK) {
+        rows->has_failed = true;
+        rows->error = error;
+    }
+}
+
+void
+vnxi_cuda_rows_stop(vnxi_cuda_rows_t *rows, bool is_late)
+{
+    rows->is_stopped = true;
+    rows->pending -= vnxi_cuda_halves_abandon(rows->gpu, rows, !is_late);
+}
+
+/* -- Batches ---------------------------------------------------------------
+ */
+
 vnx_status_t
 vnxi_cuda_rows_bring(const vnxi_cuda_rows_t *rows,
                      const vnxi_cuda_batch_t *batch, vnx_error_t *error)
@@ -513,6 +706,9 @@ vnxi_cuda_rows_fill(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
     }
     if (status == VNX_OK && !rows->has_begun) {
         status = begin(rows, error);
+    }
+    if (status == VNX_OK && rows->is_moved) {
+        return send_half(rows, error);
     }
     if (status == VNX_OK && rows->is_staged) {
         status = vnxi_cuda_gpu_stage(rows->gpu, batch, error);

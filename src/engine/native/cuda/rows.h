@@ -4,7 +4,9 @@
  * A transfer's pieces are handed out in order, a batch at a time.  GPU memory
  * is copied as it is, that of another process as it is mapped here (import.h).
  * So is CPU memory that the program has pinned; other CPU memory goes through
- * the pinned memory of the batch.
+ * the pinned memory of the batch.  If GPU memory of another process cannot be
+ * mapped, its owner *moves* the bytes through a window (window.h), for all
+ * regions of the transfer.
  *
  * Threads: the one that has opened the gpu, except that zeros are written
  * before it is told of a post.
@@ -16,6 +18,7 @@
 
 #include "engine/native/cuda/gpu.h"
 #include "engine/native/cuda/import.h"
+#include "engine/native/cuda/window.h"
 #include "engine/native/transport.h"
 
 /* A region of GPU memory of this process: the slot of it. */
@@ -37,11 +40,21 @@ typedef struct vnxi_cuda_rows {
     bool has_begun;   /* false: copy everything, once more */
     bool is_prepared; /* false: find out where the memory is */
     bool is_staged;   /* CPU memory goes through batch->stage */
+    bool is_moved;    /* by the owner */
     vnxi_cuda_method_t method;
     vnxi_cuda_check_t check; /* of the peer's GPU memory */
+    /* What is moved. */
+    unsigned pending;  /* halves of the window that the owner has */
+    bool is_all_sent;  /* nothing is left to fill */
+    bool has_returned; /* a half has come back; cleared by the worker */
+    bool has_failed;   /* `error` */
+    bool is_stopped;
+    vnx_error_t error;
     /* private */
     vnxi_cuda_spans_t spans; /* of the peer's GPU memory; none: it is of this
                                 process, or CPU memory */
+    vnxi_cuda_row_t *moving; /* owned: room for the rows of a half */
+    const char *why_moved;   /* valid while `is_moved` */
     size_t span;             /* the last one that was used */
     bool is_far;             /* the peer is another process */
     bool in_chunk;
@@ -53,8 +66,11 @@ typedef struct vnxi_cuda_rows {
 
 /* Fill the batch; batch->count 0: nothing is left.  The first call of a post
  * checks that the memory is still there.  VNX_IN_PROG: the peer's memory is
- * not mapped yet; try again after gpu->wake.  Errors are final for the post.
- */
+ * not mapped yet; try again after gpu->wake or gpu->wake_for_windows.  Errors
+ * are final for the post.
+ *
+ * If the rows are moved by their owner, fills and sends half a window instead,
+ * and batch->count is 0. */
 vnx_status_t vnxi_cuda_rows_fill(vnxi_cuda_rows_t *rows,
                                  vnxi_cuda_batch_t *batch, vnx_error_t *error);
 
@@ -63,6 +79,22 @@ vnx_status_t vnxi_cuda_rows_fill(vnxi_cuda_rows_t *rows,
 vnx_status_t vnxi_cuda_rows_bring(const vnxi_cuda_rows_t *rows,
                                   const vnxi_cuda_batch_t *batch,
                                   vnx_error_t *error);
+
+/* As back() of vnxi_cuda_windows_serve(); `rows` is a vnxi_cuda_rows_t. */
+void vnxi_cuda_rows_return(void *rows, vnxi_cuda_half_t *half);
+
+/* Call off what the owner has.  rows->pending is then the number of halves
+ * that it writes to its memory, and that still come back; with `is_late` they
+ * do not. */
+void vnxi_cuda_rows_stop(vnxi_cuda_rows_t *rows, bool is_late);
+
+/* Is there still memory in a region of GPU memory of this process?  It may be
+ * other memory than at registration: programs that put their GPU memory to
+ * sleep map new memory at the same place.  Of many allocations only the first
+ * and the last are checked. */
+vnx_status_t vnxi_cuda_check_memory(const vnxi_cuda_gpu_t *gpu,
+                                    const vnxi_region_t *region,
+                                    vnx_error_t *error);
 
 /* After the last post. */
 void vnxi_cuda_rows_fini(vnxi_cuda_rows_t *rows);

@@ -12,6 +12,10 @@
  * ends when the owner has said that the memory is still the region's.  Neither
  * waits longer than PEER_WAIT_NS.
  *
+ * If the owner moves the bytes (window.h), a transfer has halves of the window
+ * on the way, up to all of them, and no batches.  The thread copies between a
+ * half and our memory itself, and waits for that.
+ *
  * When a context is lost, the driver drops what was in its streams and does
  * not report it.  So while a batch is in flight the thread looks after it from
  * time to time.  A lost worker is not freed: the driver has its address.
@@ -30,6 +34,7 @@
 #include "base/mutex.h"
 #include "base/thread.h"
 #include "engine/native/cuda/context.h"
+#include "engine/native/cuda/move.h"
 #include "engine/native/region_access.h"
 #include "engine/parts/list.h"
 
@@ -72,6 +77,7 @@ struct vnxi_cuda_worker {
     unsigned reporting;      /* lock */
     vnxi_cuda_job_t *jobs;   /* lock; the first */
     bool has_imports;        /* lock; vnxi_cuda_imports_serve() is due */
+    bool has_windows;        /* lock; vnxi_cuda_windows_serve() is due */
     bool is_ending, is_lost; /* lock */
     uint64_t next_look;      /* lock; when to look after the batches that run;
                                 0: none ran */
@@ -87,7 +93,8 @@ struct vnxi_cuda_xfer {
     vnxi_cuda_xfer_t *next;
     unsigned running;  /* slots */
     bool is_filled;    /* nothing is left to start */
-    bool is_parked;    /* until the peer's memory is mapped */
+    bool is_parked;    /* until the peer's memory can be reached */
+    bool is_late;      /* the peer does not say what it still writes */
     uint64_t deadline; /* of what it waits for from the peer; 0: nothing */
     unsigned attempts; /* that were in vain */
     bool is_failing;   /* starts no more; `error` is set */
@@ -118,6 +125,9 @@ take_context(vnxi_cuda_gpu_t *gpu, vnxi_cu_context_t context,
 {
     vnxi_cuda_context_t taken;
 
+    if (gpu->library == NULL) {
+        return VNX_OK;
+    }
     vnx_status_t status = vnxi_cuda_context_take(gpu->library, context,
                                                  gpu->ordinal, &taken, error);
     if (status == VNX_OK) {
@@ -151,6 +161,18 @@ wake_for_imports(vnxi_cuda_gpu_t *gpu)
 }
 
 static void
+wake_for_windows(vnxi_cuda_gpu_t *gpu)
+{
+    vnxi_cuda_worker_t *worker =
+        (vnxi_cuda_worker_t *)gpu; /* the first member */
+
+    vnxi_mutex_lock(&worker->lock);
+    worker->has_windows = true;
+    vnxi_cond_signal(&worker->wake);
+    vnxi_mutex_unlock(&worker->lock);
+}
+
+static void
 worker_free(vnxi_cuda_worker_t *worker)
 {
     vnxi_cond_destroy(&worker->wake);
@@ -171,6 +193,7 @@ start_worker_lock_held(const vnxi_cuda_gpu_t *gpu,
     }
     memcpy(&worker->gpu, gpu, sizeof *gpu);
     worker->gpu.wake = wake_for_imports;
+    worker->gpu.wake_for_windows = wake_for_windows;
     atomic_init(&worker->refs, 2);
     worker->uses = 1;
     worker->id = ++last_id;
@@ -218,7 +241,7 @@ vnxi_cuda_worker_get(const vnxi_cuda_library_t *library,
     vnxi_mutex_lock(&workers_lock);
     vnxi_cuda_worker_t *worker = find_lock_held(&gpu);
     if (worker != NULL) {
-        atomic_fetch_add(&worker->refs, 1);
+        vnxi_cuda_worker_retain(worker);
         worker->uses++;
         drop_context(&gpu);
     } else {
@@ -233,6 +256,13 @@ vnxi_cuda_worker_get(const vnxi_cuda_library_t *library,
     vnxi_mutex_unlock(&workers_lock);
     *worker_p = status == VNX_OK ? worker : NULL;
     return status;
+}
+
+vnxi_cuda_worker_t *
+vnxi_cuda_worker_retain(vnxi_cuda_worker_t *worker)
+{
+    atomic_fetch_add(&worker->refs, 1);
+    return worker;
 }
 
 void
@@ -330,12 +360,18 @@ describe_lock_held(const vnxi_cuda_worker_t *worker, vnxi_writer_t *out)
 void
 vnxi_cuda_workers_describe(vnxi_writer_t *out)
 {
+    bool is_first = true;
+
     vnxi_json_text(out, "[");
     vnxi_mutex_lock(&workers_lock);
     for (vnxi_cuda_worker_t *worker = workers; worker != NULL;
          worker = worker->next) {
+        if (worker->gpu.library == NULL) {
+            continue;
+        }
         vnxi_mutex_lock(&worker->lock);
-        vnxi_json_text(out, worker == workers ? "" : ", ");
+        vnxi_json_text(out, is_first ? "" : ", ");
+        is_first = false;
         describe_lock_held(worker, out);
         vnxi_mutex_unlock(&worker->lock);
     }
@@ -455,10 +491,12 @@ take_turn_lock_held(vnxi_cuda_worker_t *worker)
     return xfer;
 }
 
+/* Has the peer to answer a question after which the transfer ends? */
 static bool
 is_checking(const vnxi_cuda_xfer_t *xfer)
 {
-    return vnxi_cuda_check_state(&xfer->rows.check) == VNX_IN_PROG;
+    return xfer->rows.pending > 0 ||
+           vnxi_cuda_check_state(&xfer->rows.check) == VNX_IN_PROG;
 }
 
 /* The transfer waits for its peer from now on, unless it does so already. */
@@ -495,13 +533,16 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     }
     vnxi_mutex_lock(&worker->lock);
     if (status == VNX_IN_PROG) {
-        xfer->is_parked = !worker->has_imports; /* it may have come already */
+        /* It may have come already. */
+        xfer->is_parked = !worker->has_imports && !worker->has_windows;
     } else if (status == VNX_OK) {
-        xfer->is_filled = !launches;
+        xfer->is_filled =
+            !launches && (!xfer->rows.is_moved || xfer->rows.is_all_sent);
     } else {
         fail_lock_held(xfer, &error);
     }
-    if (status == VNX_IN_PROG || (xfer->is_filled && is_checking(xfer))) {
+    if (status == VNX_IN_PROG || xfer->rows.pending > 0 ||
+        (xfer->is_filled && is_checking(xfer))) {
         expect_lock_held(xfer);
     } else {
         xfer->deadline = 0;
@@ -540,7 +581,8 @@ take_ended_lock_held(vnxi_cuda_worker_t *worker)
     vnxi_cuda_xfer_t **at = &worker->first, *xfer;
 
     for (; (xfer = *at) != NULL; at = &xfer->next) {
-        if (xfer->running > 0 || !(xfer->is_filled || xfer->is_failing)) {
+        if (xfer->running > 0 || xfer->rows.pending > 0 ||
+            !(xfer->is_filled || xfer->is_failing)) {
             continue;
         }
         vnx_status_t status = vnxi_cuda_check_state(&xfer->rows.check);
@@ -575,10 +617,12 @@ report_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_xfer_t *xfer)
     vnxi_cond_broadcast(&worker->ended);
 }
 
+/* A transfer that fails waits for what the peer is writing for it. */
 static bool
 is_waiting(const vnxi_cuda_xfer_t *xfer)
 {
-    return !xfer->is_failing && (xfer->is_parked || is_checking(xfer));
+    return xfer->is_failing ? xfer->rows.pending > 0
+                            : xfer->is_parked || is_checking(xfer);
 }
 
 /* The earliest deadline of a transfer that waits for its peer, or `other`; 0:
@@ -608,6 +652,10 @@ expire_lock_held(vnxi_cuda_worker_t *worker)
 
     for (vnxi_cuda_xfer_t *xfer = worker->first; xfer != NULL;
          xfer = xfer->next) {
+        if (xfer->is_failing && xfer->rows.pending > 0 &&
+            xfer->deadline <= now) {
+            xfer->is_late = true;
+        }
         if (xfer->deadline == 0 || xfer->is_failing) {
             continue;
         }
@@ -677,9 +725,68 @@ serve_imports_lock_held(vnxi_cuda_worker_t *worker)
     expire_lock_held(worker);
 }
 
+/* A transfer that fails while the peer moves bytes for it. */
+static vnxi_cuda_xfer_t *
+find_to_stop_lock_held(const vnxi_cuda_worker_t *worker)
+{
+    vnxi_cuda_xfer_t *xfer = worker->first;
+
+    while (xfer != NULL && !(xfer->is_failing && xfer->rows.pending > 0 &&
+                             (xfer->is_late || !xfer->rows.is_stopped))) {
+        xfer = xfer->next;
+    }
+    return xfer;
+}
+
+static void
+stop_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_xfer_t *xfer)
+{
+    bool is_late = xfer->is_late;
+
+    vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_rows_stop(&xfer->rows, is_late);
+    vnxi_mutex_lock(&worker->lock);
+    expect_lock_held(xfer);
+}
+
+/* What a transfer is after some halves have come back.  The cause of a failure
+ * is that of the whole transfer, if there is one. */
+static void
+go_on_moving_lock_held(vnxi_cuda_xfer_t *xfer)
+{
+    vnx_error_t error;
+
+    xfer->is_parked = false;
+    if (xfer->rows.has_failed) {
+        bool has_ended =
+            xfer->args.go_on(xfer->args.context, &error) != VNX_OK;
+        fail_lock_held(xfer, has_ended ? &error : &xfer->rows.error);
+    }
+    if (xfer->rows.has_returned) {
+        xfer->rows.has_returned = false;
+        xfer->deadline = 0;
+        if (xfer->rows.pending > 0) {
+            expect_lock_held(xfer);
+        }
+    }
+}
+
+static void
+serve_windows_lock_held(vnxi_cuda_worker_t *worker)
+{
+    worker->has_windows = false;
+    vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_windows_serve(&worker->gpu, vnxi_cuda_rows_return);
+    vnxi_mutex_lock(&worker->lock);
+    for (vnxi_cuda_xfer_t *xfer = worker->first; xfer != NULL;
+         xfer = xfer->next) {
+        go_on_moving_lock_held(xfer);
+    }
+}
+
 /* gpu NULL: the worker takes no more work. */
 static void
-run_job_lock_held(vnxi_cuda_worker_t *worker, const vnxi_cuda_gpu_t *gpu)
+run_job_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_gpu_t *gpu)
 {
     vnxi_cuda_job_t *job = worker->jobs;
 
@@ -702,10 +809,15 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
             landed == NULL && ended == NULL && unused != NULL
                 ? take_turn_lock_held(worker)
                 : NULL;
+        vnxi_cuda_xfer_t *to_stop = find_to_stop_lock_held(worker);
         if (landed != NULL) {
             land_lock_held(worker, landed);
         } else if (ended != NULL) {
             report_lock_held(worker, ended);
+        } else if (to_stop != NULL) {
+            stop_lock_held(worker, to_stop);
+        } else if (worker->has_windows) {
+            serve_windows_lock_held(worker);
         } else if (worker->jobs != NULL) {
             run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu);
         } else if (worker->has_imports &&
@@ -738,7 +850,9 @@ run(void *arg)
     vnx_error_t error;
 
     is_worker = true;
-    vnx_status_t status = vnxi_cuda_gpu_open(&worker->gpu, &error);
+    bool has_gpu = worker->gpu.library != NULL;
+    vnx_status_t status =
+        has_gpu ? vnxi_cuda_gpu_open(&worker->gpu, &error) : VNX_OK;
     vnxi_mutex_lock(&worker->lock);
     if (status != VNX_OK) {
         lose_lock_held(worker, &error);
@@ -747,7 +861,11 @@ run(void *arg)
     bool is_lost = worker->is_lost;
     vnxi_mutex_unlock(&worker->lock);
     vnxi_cuda_imports_end(&worker->gpu);
-    vnxi_cuda_gpu_close(&worker->gpu);
+    vnxi_cuda_windows_end(&worker->gpu);
+    vnxi_cuda_shared_end(&worker->gpu);
+    if (has_gpu) {
+        vnxi_cuda_gpu_close(&worker->gpu);
+    }
     drop_context(&worker->gpu);
     if (is_lost) {
         keep(worker);
@@ -821,8 +939,10 @@ vnxi_cuda_xfer_post(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
 
     vnxi_mutex_lock(&worker->lock);
     xfer->running = 0;
-    xfer->is_filled = xfer->is_failing = xfer->is_parked = false;
+    xfer->is_filled = xfer->is_failing = false;
+    xfer->is_parked = xfer->is_late = false;
     xfer->rows.has_begun = xfer->rows.is_prepared = false;
+    xfer->rows.has_returned = xfer->rows.has_failed = false;
     xfer->deadline = 0;
     xfer->attempts = 0;
     xfer->next = NULL;

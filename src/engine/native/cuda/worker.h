@@ -24,8 +24,9 @@ typedef struct vnxi_cuda_xfer vnxi_cuda_xfer_t;
  */
 
 /* Begin to use the worker of a context; NULL stands for the primary context of
- * the device.  Starts it if necessary, which is completed in the background.
- * The use ends with vnxi_cuda_worker_leave(), the reference with
+ * the device.  Without a library: the worker without a GPU, for CPU memory and
+ * windows (window.h).  Starts it if necessary, which is completed in the
+ * background. The use ends with vnxi_cuda_worker_leave(), the reference with
  * vnxi_cuda_worker_release(). */
 vnx_status_t vnxi_cuda_worker_get(const vnxi_cuda_library_t *library,
                                   vnxi_cu_context_t context, int ordinal,
@@ -37,6 +38,8 @@ vnx_status_t vnxi_cuda_worker_get(const vnxi_cuda_library_t *library,
  * for that.  Transfers that are posted later fail. */
 void vnxi_cuda_worker_leave(vnxi_cuda_worker_t *worker);
 
+/* Take one more reference; returns the worker. */
+vnxi_cuda_worker_t *vnxi_cuda_worker_retain(vnxi_cuda_worker_t *worker);
 void vnxi_cuda_worker_release(vnxi_cuda_worker_t *worker);
 
 /* Wait until no transfer that must not go on is in flight on any worker. */
@@ -50,7 +53,7 @@ typedef struct vnxi_cuda_job {
     struct vnxi_cuda_job *next; /* private */
     /* Does the work and frees the job.  gpu NULL: the worker takes no more
      * work, and this may be another thread. */
-    void (*run)(struct vnxi_cuda_job *job, const vnxi_cuda_gpu_t *gpu);
+    void (*run)(struct vnxi_cuda_job *job, vnxi_cuda_gpu_t *gpu);
 } vnxi_cuda_job_t;
 
 void vnxi_cuda_worker_run(vnxi_cuda_worker_t *worker, vnxi_cuda_job_t *job);
