@@ -1,8 +1,8 @@
 /*
  * GPU memory as a transport: within this process, between GPU and CPU memory,
  * and with agents of other processes of this host.  The work is done by
- * worker.h; lend.h shares our memory with other processes, import.h gets
- * theirs; here are ports, conns and slots.
+ * worker.h; lend.h and move.h give other processes access to our memory,
+ * import.h and window.h get access to theirs; here are ports, conns and slots.
  *
  * Design notes.  A program with GPU memory has loaded and initialised libcuda;
  * this transport never does, so an agent without GPU memory costs nothing.
@@ -13,8 +13,8 @@
  * that is not there destroys the program's context.
  *
  * Metadata says of a region whether other processes can map all of it,
- * otherwise they use UCX.  It has nothing that leads to the memory: the owner
- * hands the handles out to those who have connected to it.
+ * otherwise we copy it for them (move.h).  It has nothing that leads to the
+ * memory: the owner hands the handles out to those who have connected to it.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -246,8 +246,10 @@ describe_conn(vnxi_conn_t *base, bool is_main, vnxi_writer_t *out)
     const cuda_conn_t *conn = (cuda_conn_t *)base;
 
     (void)is_main;
-    vnxi_json_number(out, "cuda_regions_mapped",
-                     vnxi_cuda_imports_count(conn->port, conn->id));
+    size_t mapped = vnxi_cuda_imports_count(conn->port, conn->id);
+    if (mapped > 0) {
+        vnxi_json_number(out, "cuda_regions_mapped", mapped);
+    }
     vnxi_cuda_windows_describe(conn->port, conn->id, out);
 }
 

@@ -1,6 +1,7 @@
 /*
  * Messages with which an agent lends its GPU memory to agents of other
- * processes: control messages of the transport (transport.h), little-endian.
+ * processes, or copies it for them: control messages of the transport
+ * (transport.h), little-endian.
  *
  *   1 ASK       u64 loan, u64 addr, u64 len, u64 dev, u64 from: hand out the
  *               allocations of this region from the address `from` on.  The

@@ -557,8 +557,8 @@ vnxi_cuda_windows_describe(const vnxi_port_t *port, uintptr_t conn_id,
         }
     }
     vnxi_mutex_unlock(&windows_lock);
-    vnxi_json_number(out, "cuda_windows", count);
     if (count > 0) {
+        vnxi_json_number(out, "cuda_windows", count);
         vnxi_json_member(out, "cuda_windows_because", why);
     }
 }

@@ -85,7 +85,7 @@ bool vnxi_cuda_windows_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
                                  const vnxi_control_t *control);
 
 /* Append members of a JSON object: the number of windows of a conn, and why
- * there is one. */
+ * there is one; nothing if there is none. */
 void vnxi_cuda_windows_describe(const vnxi_port_t *port, uintptr_t conn_id,
                                 vnxi_writer_t *out);
 
