@@ -60,7 +60,12 @@ class Endpoint:
         memory = {**KINDS, **TORCH}[kind](self.gpu, size)
         self.memories[name] = memory
         self.do_register(name)
-        return {"address": memory.address, "size": size, "type": memory.type}
+        return {
+            "kind": kind,
+            "address": memory.address,
+            "size": size,
+            "type": memory.type,
+        }
 
     def do_register(
         self, name: str = "memory", offset: int = 0, size: int | None = None

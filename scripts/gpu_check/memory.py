@@ -225,9 +225,9 @@ KINDS: dict[str, type[Memory]] = {
 # The size of chunks matters to those only that map them.
 OWN = [kind for kind in KINDS if kind != "expandable, 20 MiB"]
 TORCH = {"torch": Tensor}  # where that is installed
-# Which no other process can map, or only UCX: what happens then is up to the
-# machine, and an error must say why.
+# Which no other process can map: its owner copies it.
 UNSHARED = ("cumem without handles", "cudaMallocAsync", "pool")
+CPU_KINDS = ("pinned", "pageable")
 
 
 def pattern(seed: int, size: int) -> bytes:

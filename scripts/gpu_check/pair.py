@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_nixl._bench.child import Child
 
 from .endpoint import Endpoint, Rows, digest
-from .memory import MIB, OPERATIONS, pattern
+from .memory import CPU_KINDS, MIB, OPERATIONS, UNSHARED, pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,6 +144,18 @@ class Pair:
     def move_both_ways(self, theirs: dict[str, Any]) -> None:
         for operation in OPERATIONS:
             self.move(operation, theirs)
+        self.check_way(theirs["kind"])
+
+    def check_way(self, kind: str) -> None:
+        """Memory that can be mapped must not have gone another way."""
+        found = self.here.agent.describe(self.here.peer)
+        if found["path"] != "SHM" or kind in CPU_KINDS:
+            return
+        if kind in UNSHARED and "cuda_windows" not in found:
+            raise RuntimeError(f"{kind} did not go by a window")
+        if kind not in UNSHARED and "cuda_regions_mapped" not in found:
+            why = found.get("cuda_windows_because", found["routes"])
+            raise RuntimeError(f"{kind} was not mapped: {why}")
 
 
 def default_size(*kinds: str) -> int:

@@ -21,16 +21,6 @@ def move(pair: Pair, mine: str, theirs: str) -> None:
     pair.end()
 
 
-def move_by_window(pair: Pair, mine: str, theirs: str) -> None:
-    """Its owner copies memory that no other process can map."""
-    memory = pair.make(mine, theirs)
-    pair.move_both_ways(memory)
-    described = pair.here.agent.describe(pair.here.peer)
-    pair.end()
-    if "cuda_windows" not in described:
-        raise RuntimeError(f"there is no window: {described['routes']}")
-
-
 def move_unless_refused(pair: Pair, mine: str, theirs: str) -> str:
     """It never moves wrongly."""
     note = "moved"
@@ -43,22 +33,16 @@ def move_unless_refused(pair: Pair, mine: str, theirs: str) -> str:
 
 
 for kind in KINDS:
-    if kind not in UNSHARED:
-        checks.add(f"memory of another process: {kind}")(
-            functools.partial(move, mine="cudaMalloc", theirs=kind)
-        )
+    way = " (copied by its owner)" if kind in UNSHARED else ""
+    checks.add(f"memory of another process: {kind}{way}")(
+        functools.partial(move, mine="cudaMalloc", theirs=kind)
+    )
 for kind in OWN:
     if kind != "cudaMalloc":
         text = f"this side's memory: {kind}"
         checks.add(text)(
             functools.partial(move, mine=kind, theirs="cudaMalloc")
         )
-
-
-for kind in UNSHARED:
-    checks.add(f"memory that cannot be mapped elsewhere: {kind}")(
-        functools.partial(move_by_window, mine="cudaMalloc", theirs=kind)
-    )
 
 
 @checks.add("a peer in another pid namespace, as in another container")

@@ -756,7 +756,8 @@ vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id)
     vnxi_mutex_lock(&imports_lock);
     for (const vnxi_cuda_import_t *import = imports; import != NULL;
          import = import->next) {
-        count += is_of_conn(import->port, import->conn_id, port, conn_id);
+        count += import->state == STATE_MAPPED && !import->is_ending &&
+                 is_of_conn(import->port, import->conn_id, port, conn_id);
     }
     vnxi_mutex_unlock(&imports_lock);
     return count;

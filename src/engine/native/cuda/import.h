@@ -103,7 +103,7 @@ bool vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
                                  const vnxi_lend_t *message,
                                  const vnxi_control_t *control);
 
-/* The number of regions of a conn that are mapped or about to be. */
+/* The number of regions of a conn that are mapped. */
 size_t vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id);
 
 /* -- Messages to owners ----------------------------------------------------
