@@ -190,7 +190,7 @@ conn_close(vnxi_conn_t *base)
 {
     const cuda_conn_t *conn = (cuda_conn_t *)base;
     vnxi_cuda_imports_drop(conn->port, conn->id);
-    vnxi_cuda_windows_drop(conn->port, conn->id);
+    vnxi_cuda_windows_drop(conn->port, conn->id, false);
     vnxi_cuda_imports_settle(conn->port, conn->id);
     vnxi_cuda_windows_settle(conn->port, conn->id);
 }
@@ -202,7 +202,7 @@ peer_gone(vnxi_conn_t *base, const char *cause)
 
     (void)cause;
     vnxi_cuda_imports_drop(conn->port, conn->id);
-    vnxi_cuda_windows_drop(conn->port, conn->id);
+    vnxi_cuda_windows_drop(conn->port, conn->id, true);
 }
 
 static void

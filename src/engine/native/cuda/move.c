@@ -329,7 +329,10 @@ check(const move_t *move, const vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
                               "the GPU memory was deregistered");
     }
-    if (atomic_load(&head->tokens[move->half]) != move->token) {
+    vnxi_mutex_lock(&move->mover->lock);
+    bool is_closed = move->window->is_closed;
+    vnxi_mutex_unlock(&move->mover->lock);
+    if (is_closed || atomic_load(&head->tokens[move->half]) != move->token) {
         return vnxi_error_set(error, VNX_ERR_CANCELED, OPERATION,
                               "the copy was called off");
     }

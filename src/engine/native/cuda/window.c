@@ -55,7 +55,9 @@ typedef struct vnxi_cuda_window {
     /* windows_lock, also the state of halves and their answers */
     struct vnxi_cuda_window *next;
     window_state_t state;
-    bool is_ending;
+    bool is_refused;   /* STATE_FAILED: by the owner */
+    bool is_ending;    /* when the owner writes to its memory no more */
+    bool must_end;     /* at once */
     int fd;            /* owned: STATE_OPENED */
     vnx_error_t error; /* of STATE_FAILED */
     /* The gpu's thread. */
@@ -219,8 +221,9 @@ vnxi_cuda_half_get(const vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
 
     vnxi_mutex_lock(&windows_lock);
     window_t *window = find_lock_held(key, gpu);
-    bool has_failed = window != NULL && window->state == STATE_FAILED;
-    if (has_failed) {
+    bool is_refused = false;
+    if (window != NULL && window->state == STATE_FAILED) {
+        is_refused = window->is_refused;
         *error = window->error;
         status = error->status;
         window->is_ending = true; /* the next transfer asks again */
@@ -235,7 +238,7 @@ vnxi_cuda_half_get(const vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
         }
     }
     vnxi_mutex_unlock(&windows_lock);
-    if (has_failed) {
+    if (is_refused) {
         config->host.give_up(config->host.context, config->number,
                              key->conn_id, error->cause);
     }
@@ -411,19 +414,30 @@ end(window_t *window)
     free(window);
 }
 
-/* The halves of a window that ends do not come back from the owner. */
-static void
-fail_lock_held(window_t *window)
+/* A window ends.  Call off what the owner has not begun.  Returns whether it
+ * may still write to its memory; if the window must end at once, the halves do
+ * not come back from it. */
+static bool
+call_off_lock_held(window_t *window)
 {
+    bool waits = false;
+
     for (unsigned i = 0; i < VNXI_WINDOW_HALVES; i++) {
         vnxi_cuda_half_t *half = &window->halves[i];
-        if (half->state == HALF_SENT) {
+        if (half->state != HALF_SENT) {
+            continue;
+        }
+        atomic_store(&head_of(window)->tokens[i], 0);
+        if (half->op == VNX_OP_WRITE && !window->must_end) {
+            waits = true;
+        } else {
             half->state = HALF_BACK;
             half->status = vnxi_error_set(
                 &half->error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
                 "the connection to the peer was closed");
         }
     }
+    return waits;
 }
 
 static vnxi_cuda_half_t *
@@ -455,11 +469,9 @@ next_task(const vnxi_cuda_gpu_t *gpu, bool ends_all)
         if (window->gpu != gpu) {
             continue;
         }
-        bool ends = ends_all || window->is_ending;
-        window->is_ending = ends;
-        if (ends) {
-            fail_lock_held(window);
-        }
+        window->must_end = window->must_end || ends_all;
+        window->is_ending = window->is_ending || ends_all;
+        bool ends = window->is_ending && !call_off_lock_held(window);
         task.half = find_back_lock_held(window);
         task.ends = ends && task.half == NULL;
         if (task.half != NULL || ends || window->state == STATE_OPENED) {
@@ -504,12 +516,14 @@ vnxi_cuda_windows_end(vnxi_cuda_gpu_t *gpu)
 }
 
 void
-vnxi_cuda_windows_drop(const vnxi_port_t *port, uintptr_t conn_id)
+vnxi_cuda_windows_drop(const vnxi_port_t *port, uintptr_t conn_id,
+                       bool is_gone)
 {
     vnxi_mutex_lock(&windows_lock);
     for (window_t *window = windows; window != NULL; window = window->next) {
         if (is_of_conn(window, port, conn_id)) {
             window->is_ending = true;
+            window->must_end = window->must_end || is_gone;
             window->gpu->wake_for_windows(window->gpu);
         }
     }
@@ -539,6 +553,9 @@ vnxi_cuda_windows_settle(const vnxi_port_t *port, uintptr_t conn_id)
         late = vnxi_cond_timedwait(&ended, &windows_lock, &until);
     }
     vnxi_mutex_unlock(&windows_lock);
+    if (late != 0) {
+        vnxi_cuda_windows_drop(port, conn_id, true);
+    }
 }
 
 void
@@ -589,6 +606,7 @@ on_opened_lock_held(window_t *window, const vnxi_lend_t *message,
         window->state = STATE_OPENED;
     } else {
         window->state = STATE_FAILED;
+        window->is_refused = message->status != 0;
         set_error(&window->error, VNX_ERR_BACKEND,
                   message->status != 0
                       ? "the peer does not copy its GPU memory: "

@@ -72,10 +72,12 @@ void vnxi_cuda_windows_serve(vnxi_cuda_gpu_t *gpu,
 /* The gpu ends; nothing that was sent is in flight. */
 void vnxi_cuda_windows_end(vnxi_cuda_gpu_t *gpu);
 
-/* The windows of this conn will end. */
-void vnxi_cuda_windows_drop(const vnxi_port_t *port, uintptr_t conn_id);
+/* The windows of this conn will end, as soon as the owner writes nothing more
+ * to its memory for us; if it is gone, at once. */
+void vnxi_cuda_windows_drop(const vnxi_port_t *port, uintptr_t conn_id,
+                            bool is_gone);
 
-/* Wait until they have ended, 2 s at most. */
+/* Wait until they have ended, 2 s at most; then they end at once. */
 void vnxi_cuda_windows_settle(const vnxi_port_t *port, uintptr_t conn_id);
 
 /* An OPENED or MOVED of an owner.  Returns whether the descriptor was taken
