@@ -454,17 +454,16 @@ begin_loan(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask,
     return why;
 }
 
-/* The registered region of a question; returns a reference, or NULL. */
-static vnxi_region_t *
-find_region(const vnxi_cuda_lender_t *lender, const vnxi_lend_t *ask)
+vnxi_region_t *
+vnxi_cuda_asked_region(const vnxi_port_t *port, const vnxi_lend_t *message)
 {
     vnxi_region_t key = {.mem = VNX_MEM_VRAM,
-                         .addr = ask->addr,
-                         .len = ask->len,
-                         .dev = ask->dev};
+                         .addr = message->addr,
+                         .len = message->len,
+                         .dev = message->dev};
     vnxi_region_t *region = NULL;
 
-    vnxi_registry_find(lender->port->config.registry, &key, 1, &region);
+    vnxi_registry_find(port->config.registry, &key, 1, &region);
     return region;
 }
 
@@ -515,7 +514,7 @@ on_ask(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask)
         refuse(lender, asker, ask->loan, status, why);
         return;
     }
-    vnxi_region_t *region = find_region(lender, ask);
+    vnxi_region_t *region = vnxi_cuda_asked_region(lender->port, ask);
     if (region == NULL) {
         refuse(lender, asker, ask->loan, VNX_ERR_NOT_FOUND,
                "the region is not registered");

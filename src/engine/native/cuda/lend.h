@@ -53,6 +53,11 @@ void vnxi_cuda_lender_recall(vnxi_cuda_lender_t *lender,
  * after the recall, are given up, with a warning. */
 void vnxi_cuda_lender_settle(vnxi_cuda_lender_t *lender);
 
+/* The registered region that a question names: a reference; NULL: there is
+ * none. */
+vnxi_region_t *vnxi_cuda_asked_region(const vnxi_port_t *port,
+                                      const vnxi_lend_t *message);
+
 /* Can allocations with this answer of the driver be lent? */
 bool vnxi_cuda_can_lend(uint64_t is_legacy, uint64_t handle_types);
 

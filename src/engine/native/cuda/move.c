@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 #include "base/fork_fds.h"
+#include "engine/native/cuda/lend.h"
 #include "engine/native/cuda/rows.h"
 #include "engine/native/cuda/worker.h"
 #include "engine/native/region_access.h"
@@ -361,15 +362,6 @@ copy(move_t *move, vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
         move->is_write ? VNXI_CUDA_TO_DEVICE : VNXI_CUDA_FROM_DEVICE, error);
 }
 
-/* A move that is not in the list. */
-static void
-drop_move(move_t *move)
-{
-    window_release(move->window);
-    vnxi_region_release(move->region);
-    free(move);
-}
-
 /* On the worker's thread; gpu NULL: it has ended. */
 static void
 run_move(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
@@ -393,7 +385,9 @@ run_move(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
     move->window->rows -= move->count;
     vnxi_cond_broadcast(&mover->ended);
     vnxi_mutex_unlock(&mover->lock);
-    drop_move(move);
+    window_release(move->window);
+    vnxi_region_release(move->region);
+    free(move);
     answer(mover, asker, VNXI_LEND_MOVED, token, status,
            status == VNX_OK ? "" : error.cause, -1);
     host->release(host->context);
@@ -401,23 +395,6 @@ run_move(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
 
 /* -- Questions -------------------------------------------------------------
  */
-
-/* The registered region of a question; a reference.  NULL: *why_p. */
-static vnxi_region_t *
-find_region(const vnxi_cuda_mover_t *mover, const vnxi_lend_t *message,
-            vnxi_cuda_mem_t **mem_p)
-{
-    const vnxi_port_config_t *config = &mover->port->config;
-    vnxi_region_t key = {.mem = VNX_MEM_VRAM,
-                         .addr = message->addr,
-                         .len = message->len,
-                         .dev = message->dev};
-    vnxi_region_t *region = NULL;
-
-    vnxi_registry_find(config->registry, &key, 1, &region);
-    *mem_p = region != NULL ? vnxi_region_slot(region, config->number) : NULL;
-    return region;
-}
 
 /* NULL: no memory. */
 static move_t *
@@ -484,11 +461,13 @@ on_move(vnxi_cuda_mover_t *mover, uint64_t asker, const vnxi_lend_t *message)
     const vnxi_port_host_t *host = &mover->port->config.host;
     const char *why = "no memory";
     vnx_status_t status = VNX_ERR_NO_MEMORY;
-    vnxi_cuda_mem_t *mem;
 
-    vnxi_region_t *region = find_region(mover, message, &mem);
+    vnxi_region_t *region = vnxi_cuda_asked_region(mover->port, message);
+    const vnxi_cuda_mem_t *mem =
+        region != NULL ? vnxi_region_slot(region, mover->port->config.number)
+                       : NULL;
     move_t *move = create_move(mover, asker, message);
-    if (region == NULL || mem == NULL) {
+    if (mem == NULL) {
         why = "the region is not registered";
         status = VNX_ERR_NOT_FOUND;
     } else if (move != NULL) {

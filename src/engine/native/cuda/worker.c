@@ -148,28 +148,29 @@ drop_context(const vnxi_cuda_gpu_t *gpu)
 
 static void *run(void *arg);
 
+/* `due`: a member of the worker. */
+static void
+set_due(vnxi_cuda_worker_t *worker, bool *due)
+{
+    vnxi_mutex_lock(&worker->lock);
+    *due = true;
+    vnxi_cond_signal(&worker->wake);
+    vnxi_mutex_unlock(&worker->lock);
+}
+
+/* The gpu is the first member of its worker. */
 static void
 wake_for_imports(vnxi_cuda_gpu_t *gpu)
 {
-    vnxi_cuda_worker_t *worker =
-        (vnxi_cuda_worker_t *)gpu; /* the first member */
-
-    vnxi_mutex_lock(&worker->lock);
-    worker->has_imports = true;
-    vnxi_cond_signal(&worker->wake);
-    vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_worker_t *worker = (vnxi_cuda_worker_t *)gpu;
+    set_due(worker, &worker->has_imports);
 }
 
 static void
 wake_for_windows(vnxi_cuda_gpu_t *gpu)
 {
-    vnxi_cuda_worker_t *worker =
-        (vnxi_cuda_worker_t *)gpu; /* the first member */
-
-    vnxi_mutex_lock(&worker->lock);
-    worker->has_windows = true;
-    vnxi_cond_signal(&worker->wake);
-    vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_worker_t *worker = (vnxi_cuda_worker_t *)gpu;
+    set_due(worker, &worker->has_windows);
 }
 
 static void
