@@ -177,7 +177,8 @@ write_route(vnxi_native_peer_t *peer, vnx_mem_t local, vnx_mem_t remote,
     vnxi_json_object(out, &route);
 }
 
-/* The kinds of memory that occur on either side or can occur. */
+/* The kinds of memory that occur on either side or can occur: the peer may
+ * have the kinds that this agent can have. */
 static void
 write_routes(vnxi_native_peer_t *peer, uint32_t remote_mems,
              vnxi_writer_t *out)
@@ -191,9 +192,10 @@ write_routes(vnxi_native_peer_t *peer, uint32_t remote_mems,
     vnxi_json_text(out, "[");
     for (unsigned i = 0; i < VNX_MEM_COUNT * VNX_MEM_COUNT; i++) {
         unsigned local = i / VNX_MEM_COUNT, remote = i % VNX_MEM_COUNT;
-        if ((local_mems >> local & 1) == 0 ||
-            ((remote_mems >> remote & 1) == 0 &&
-             reach.moves[local][remote] == 0)) {
+        bool is_there = (remote_mems >> remote & 1) != 0;
+        bool can_come =
+            (local_mems >> remote & 1) != 0 && reach.moves[local][remote] != 0;
+        if ((local_mems >> local & 1) == 0 || (!is_there && !can_come)) {
             continue;
         }
         vnxi_json_text(out, is_first ? "" : ", ");
