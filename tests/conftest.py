@@ -42,6 +42,11 @@ UCX_ENGINES = {
 GPU_ENGINES = {
     "native-gpu-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False),
     "native-gpu": ({"VLLM_NIXL_ENGINE": "native"}, True),
+    # No other process can map it: its owner moves the bytes.
+    "native-gpu-moved": (
+        {"VLLM_NIXL_ENGINE": "native", "VLLM_NIXL_TEST_GPU": "managed"},
+        True,
+    ),
 }
 # The stock library behind our agent: `--engine nixl`, if it is installed.
 NIXL_ENGINES = {

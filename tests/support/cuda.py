@@ -51,10 +51,13 @@ class Gpu:
             raise OSError(f"{name}: {result}")
 
     def alloc(self, size):
+        """VLLM_NIXL_TEST_GPU=managed: memory that has no handles."""
         address = ctypes.c_uint64()
-        self.call(
-            "cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size)
-        )
+        place, size = ctypes.byref(address), ctypes.c_size_t(size)
+        if os.environ.get("VLLM_NIXL_TEST_GPU") == "managed":
+            self.call("cuMemAllocManaged", place, size, ctypes.c_uint(1))
+        else:
+            self.call("cuMemAlloc_v2", place, size)
         return address.value
 
     def free(self, address):
