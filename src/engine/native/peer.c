@@ -205,13 +205,13 @@ vnxi_native_peer_close(vnxi_peer_t *base, const char *cause)
     vnxi_native_peer_t *peer = vnxi_native_peer(base);
 
     vnxi_peer_end_mark(&peer->end, cause);
-    delist(peer);
     for (unsigned t = VNXI_TRANSPORTS; t-- > 0;) { /* the main one last */
         vnxi_conn_t *conn = atomic_load(&peer->conns[t]);
         if (conn != NULL) {
             vnxi_transports[t]->conn_close(conn);
         }
     }
+    delist(peer); /* last: closing may wait for messages of the peer */
     peer->engine->look(peer->engine);
 }
 

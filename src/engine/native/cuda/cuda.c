@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fork_fds.h"
 #include "base/json.h"
@@ -32,6 +33,7 @@
 #define REGISTER "vnx_agent_register"
 #define LOAD "vnx_agent_load_metadata"
 #define MAKE "vnx_xfer_create"
+#define CLOSE_NS (2u * UINT64_C(1000000000)) /* that closing a conn waits */
 #define VERSION_MAJOR 1
 #define VERSION_MINOR 0
 #define FLAG_LENT 1u  /* of a region: other processes can map it */
@@ -189,10 +191,12 @@ static void
 conn_close(vnxi_conn_t *base)
 {
     const cuda_conn_t *conn = (cuda_conn_t *)base;
+    uint64_t deadline = vnxi_clock_deadline(CLOSE_NS);
+
     vnxi_cuda_imports_drop(conn->port, conn->id);
     vnxi_cuda_windows_drop(conn->port, conn->id, false);
-    vnxi_cuda_imports_settle(conn->port, conn->id);
-    vnxi_cuda_windows_settle(conn->port, conn->id);
+    vnxi_cuda_imports_settle(conn->port, conn->id, deadline);
+    vnxi_cuda_windows_settle(conn->port, conn->id, deadline);
 }
 
 static void

@@ -52,7 +52,7 @@
 #define SHORT_TABLE_BYTES (ROWS_IN_PLACE * sizeof(vnxi_cuda_row_t))
 
 _Static_assert(VNXI_CUDA_ROWS_AT_ONCE <= ROWS_IN_PLACE,
-               "the short batch has no table on the GPU");
+               "the short table is read in place");
 
 /* -- Errors ----------------------------------------------------------------
  */
@@ -449,7 +449,7 @@ vnxi_cuda_gpu_close(vnxi_cuda_gpu_t *gpu)
             cu->cuMemFree_v2(batch->table);
         }
     }
-    unmap_pinned(gpu, gpu->short_batch.rows, SHORT_TABLE_BYTES);
+    unmap_pinned(gpu, gpu->short_table, SHORT_TABLE_BYTES);
     free(gpu->copies[0]);
     free(gpu->copies[1]);
     free(gpu->sizes);
@@ -608,20 +608,24 @@ vnxi_cuda_gpu_copy(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_row_t *rows,
                    uint32_t count, vnxi_cuda_method_t method,
                    vnxi_cuda_direction_t direction, vnx_error_t *error)
 {
-    vnxi_cuda_batch_t *batch = &gpu->short_batch;
+    vnxi_cuda_batch_t batch = {.rows = (vnxi_cuda_row_t *)rows,
+                               .count = count};
     vnxi_cu_result_t result;
     const char *why;
 
-    if (batch->rows == NULL) {
-        batch->rows = map_pinned(gpu, SHORT_TABLE_BYTES, &batch->rows_there,
-                                 &why, &result);
-        if (batch->rows == NULL) {
+    if (method == VNXI_CUDA_KERNEL && gpu->short_table == NULL) {
+        gpu->short_table = map_pinned(gpu, SHORT_TABLE_BYTES,
+                                      &gpu->short_table_there, &why, &result);
+        if (gpu->short_table == NULL) {
             return fail(gpu, why, result, error);
         }
     }
-    memcpy(batch->rows, rows, count * sizeof *rows);
-    batch->count = count;
-    vnx_status_t status = start_copying(gpu, batch, method, direction, error);
+    if (method == VNXI_CUDA_KERNEL) {
+        memcpy(gpu->short_table, rows, count * sizeof *rows);
+        batch.rows = gpu->short_table;
+        batch.rows_there = gpu->short_table_there;
+    }
+    vnx_status_t status = start_copying(gpu, &batch, method, direction, error);
     result = gpu->library->cu.cuStreamSynchronize(gpu->stream);
     if (status == VNX_OK && result != VNXI_CUDA_SUCCESS) {
         status = fail(gpu, "cuStreamSynchronize", result, error);

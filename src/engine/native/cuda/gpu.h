@@ -80,10 +80,11 @@ struct vnxi_cuda_gpu {
     /* The same for vnxi_cuda_windows_serve(), at any time. */
     void (*wake_for_windows)(vnxi_cuda_gpu_t *gpu);
     struct vnxi_cuda_opened *opened; /* import.c's */
-    struct vnxi_cuda_shared *shared; /* serve.c's */
+    struct vnxi_cuda_shared *shared; /* move.c's */
     /* private */
     unsigned ctas;
-    vnxi_cuda_batch_t short_batch; /* of vnxi_cuda_gpu_copy() */
+    vnxi_cuda_row_t *short_table;    /* of vnxi_cuda_gpu_copy() */
+    vnxi_cu_ptr_t short_table_there; /* the kernel's address of it */
     vnxi_cu_stream_t stream;
     vnxi_cu_module_t module;
     vnxi_cu_function_t function;

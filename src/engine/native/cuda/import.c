@@ -29,9 +29,6 @@
 #define OPERATION "vnx_xfer_post"
 #define SPANS_MAX (UINT32_C(1) << 20) /* allocations of a region */
 
-/* How long the end of a conn waits for the gpus that still use its memory. */
-#define UNMAP_WAIT_NS (2u * UINT64_C(1000000000))
-
 /* Questions to one owner at a time: an answer can have 64 descriptors, of
  * which a process may have 1024. */
 #define ASKS_MAX 4u
@@ -554,24 +551,29 @@ set_failed(vnxi_cuda_import_t *import, const vnx_error_t *error)
     vnxi_mutex_unlock(&imports_lock);
 }
 
-/* The owner copies the region from now on.  False: it does not do that. */
+/* The owner copies the region from now on, so the import is of no use.  False:
+ * the owner does not do that. */
 static bool
-set_unmappable_lock_held(const vnxi_cuda_import_t *import,
-                         const vnx_error_t *error)
+set_unmappable_lock_held(vnxi_cuda_import_t *import, const vnx_error_t *error)
 {
     vnxi_cuda_key_t *key = import->key;
 
-    if (key != NULL && key->is_moved && !atomic_load(&key->is_unmappable)) {
+    if (key != NULL && !key->is_moved) {
+        return false;
+    }
+    if (key != NULL && !atomic_load(&key->is_unmappable)) {
         snprintf(key->why, sizeof key->why, "%.191s", error->cause);
         atomic_store(&key->is_unmappable, true);
     }
-    return key == NULL || key->is_moved;
+    import->is_ending = true;
+    import->gpu->wake(import->gpu);
+    return true;
 }
 
 /* The driver cannot map the peer's memory, for example because the GPUs cannot
  * access each other.  A lack of memory may pass. */
 static void
-give_up(const vnxi_cuda_import_t *import, const vnx_error_t *error)
+give_up(vnxi_cuda_import_t *import, const vnx_error_t *error)
 {
     const vnxi_port_config_t *config = &import->port->config;
 
@@ -604,8 +606,8 @@ go_on(vnxi_cuda_import_t *import)
         import->end = import->addr;
     }
     if (status != VNX_OK && import->is_second) {
-        give_up(import, &error);
         set_failed(import, &error);
+        give_up(import, &error);
         return;
     }
     import->is_second = import->is_second || status != VNX_OK;
@@ -764,10 +766,10 @@ vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id)
 }
 
 void
-vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id)
+vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id,
+                         uint64_t deadline)
 {
-    struct timespec until =
-        vnxi_clock_timespec(vnxi_clock_deadline(UNMAP_WAIT_NS));
+    struct timespec until = vnxi_clock_timespec(deadline);
     int late = 0;
 
     vnxi_mutex_lock(&imports_lock);
@@ -1083,14 +1085,15 @@ vnxi_cuda_refused_status(const vnxi_lend_t *message)
                : VNX_ERR_BACKEND;
 }
 
-/* The owner refuses.  If it cannot hand out the region, it may copy it. */
+/* The owner refuses.  If it cannot hand out the region, it may copy it; other
+ * reasons may pass. */
 static void
 on_refused_lock_held(vnxi_cuda_import_t *import, const vnxi_lend_t *message)
 {
-    vnx_status_t status = vnxi_cuda_refused_status(message);
-
-    fail_lock_held(import, status, message->cause, message->count);
-    if (status == VNX_ERR_BACKEND || status == VNX_ERR_NOT_SUPPORTED) {
+    fail_lock_held(import, vnxi_cuda_refused_status(message), message->cause,
+                   message->count);
+    if (message->status == -VNX_ERR_BACKEND ||
+        message->status == -VNX_ERR_NOT_SUPPORTED) {
         set_unmappable_lock_held(import, &import->error);
     }
 }

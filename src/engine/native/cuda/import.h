@@ -94,8 +94,9 @@ void vnxi_cuda_imports_end(vnxi_cuda_gpu_t *gpu);
 /* The imports of this conn will end. */
 void vnxi_cuda_imports_drop(const vnxi_port_t *port, uintptr_t conn_id);
 
-/* Wait until they have ended, 2 s at most. */
-void vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id);
+/* Wait until they have ended, or until the deadline (CLOCK_MONOTONIC, ns). */
+void vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id,
+                              uint64_t deadline);
 
 /* A message of an owner; others than LENT, REFUSED, RECALL and CHECKED are
  * ignored.  Returns whether the descriptors were taken over. */

@@ -28,14 +28,23 @@
 
 #define OPERATION "vnx_xfer_post"
 #define RETURN_NS (2u * UINT64_C(1000000000))
-#define LOANS_MAX 65536u /* for each port */
+#define LOANS_MAX 65536u       /* for each port */
+#define ASKER_LOANS_MAX 16384u /* for each asker */
 
 typedef struct loan_name {
     uint64_t asker, id;
 } loan_name_t;
 
+/* An agent that has loans. */
+typedef struct asker {
+    uint64_t number;
+    size_t loans;
+} asker_t;
+
 struct vnxi_cuda_loan {
     vnxi_cuda_loan_t *next, **at; /* `at` points to this one */
+    asker_t *asker;
+    bool is_asked; /* a question about it is being answered */
     loan_name_t name;
     uint64_t addr, len, dev;
     uint64_t ids[2];   /* of the allocations at the region's ends, as lent;
@@ -70,27 +79,70 @@ find_lock_held(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t id)
     return vnxi_name_map_get(&lender->by_name, &name, sizeof name);
 }
 
+static asker_t *
+find_asker_lock_held(const vnxi_cuda_lender_t *lender, uint64_t number)
+{
+    return vnxi_name_map_get(&lender->askers, &number, sizeof number);
+}
+
+/* An asker that has no loans is not kept. */
+static void
+drop_asker_lock_held(vnxi_cuda_lender_t *lender, asker_t *asker)
+{
+    if (asker->loans == 0) {
+        vnxi_name_map_remove(&lender->askers, &asker->number,
+                             sizeof asker->number);
+        free(asker);
+    }
+}
+
+/* NULL: no memory. */
+static asker_t *
+make_asker_lock_held(vnxi_cuda_lender_t *lender, uint64_t number)
+{
+    asker_t *asker = find_asker_lock_held(lender, number);
+
+    if (asker != NULL || (asker = calloc(1, sizeof *asker)) == NULL) {
+        return asker;
+    }
+    asker->number = number;
+    if (!vnxi_name_map_set(&lender->askers, &asker->number,
+                           sizeof asker->number, asker)) {
+        free(asker);
+        return NULL;
+    }
+    return asker;
+}
+
 /* Begin the loan of a question.  False: no memory. */
 static bool
-begin_lock_held(vnxi_cuda_lender_t *lender, uint64_t asker,
+begin_lock_held(vnxi_cuda_lender_t *lender, uint64_t number,
                 const vnxi_lend_t *ask)
 {
-    vnxi_cuda_loan_t *loan = malloc(sizeof *loan);
+    asker_t *asker = make_asker_lock_held(lender, number);
+    vnxi_cuda_loan_t *loan = asker != NULL ? malloc(sizeof *loan) : NULL;
 
     if (loan == NULL) {
+        if (asker != NULL) {
+            drop_asker_lock_held(lender, asker);
+        }
         return false;
     }
     *loan = (vnxi_cuda_loan_t){.next = lender->loans,
                                .at = &lender->loans,
-                               .name = {asker, ask->loan},
+                               .asker = asker,
+                               .is_asked = true,
+                               .name = {number, ask->loan},
                                .addr = ask->addr,
                                .len = ask->len,
                                .dev = ask->dev};
     if (!vnxi_name_map_set(&lender->by_name, &loan->name, sizeof loan->name,
                            loan)) {
         free(loan);
+        drop_asker_lock_held(lender, asker);
         return false;
     }
+    asker->loans++;
     if (loan->next != NULL) {
         loan->next->at = &loan->next;
     }
@@ -106,6 +158,8 @@ end_lock_held(vnxi_cuda_lender_t *lender, vnxi_cuda_loan_t *loan)
     if (loan->next != NULL) {
         loan->next->at = loan->at;
     }
+    loan->asker->loans--;
+    drop_asker_lock_held(lender, loan->asker);
     free(loan);
 }
 
@@ -116,6 +170,7 @@ vnxi_cuda_lender_fini(vnxi_cuda_lender_t *lender)
         end_lock_held(lender, lender->loans);
     }
     vnxi_name_map_fini(&lender->by_name);
+    vnxi_name_map_fini(&lender->askers);
     vnxi_cond_destroy(&lender->given_back);
     vnxi_mutex_destroy(&lender->lock);
 }
@@ -200,7 +255,7 @@ refuse(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t loan,
     answer(lender, asker,
            &(vnxi_lend_t){.type = VNXI_LEND_REFUSED,
                           .loan = loan,
-                          .status = (uint32_t)-status,
+                          .status = vnxi_lend_status(status),
                           .cause = cause,
                           .count = strlen(cause)});
 }
@@ -364,6 +419,20 @@ note_ids(const task_t *task, const vnxi_cuda_gpu_t *gpu)
     return loan != NULL;
 }
 
+/* The asker may go on with the loan, as soon as it has the answer. */
+static void
+set_answered(const task_t *task)
+{
+    vnxi_cuda_lender_t *lender = task->lender;
+
+    vnxi_mutex_lock(&lender->lock);
+    vnxi_cuda_loan_t *loan = find_lock_held(lender, task->asker, task->loan);
+    if (loan != NULL) {
+        loan->is_asked = false;
+    }
+    vnxi_mutex_unlock(&lender->lock);
+}
+
 /* After the descriptors of its answer were closed. */
 static void
 end_task(task_t *task)
@@ -403,6 +472,7 @@ run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
     } else {
         status = export_some(gpu, task, &batch, &error);
     }
+    set_answered(task);
     if (status == VNX_OK) {
         const vnxi_lend_t lent = {.type = VNXI_LEND_LENT,
                                   .loan = task->loan,
@@ -423,6 +493,15 @@ run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
 /* -- Questions -------------------------------------------------------------
  */
 
+/* Are so many regions lent that this asker gets no more? */
+static bool
+is_full_lock_held(const vnxi_cuda_lender_t *lender, uint64_t asker)
+{
+    const asker_t *one = find_asker_lock_held(lender, asker);
+    return lender->by_name.count == LOANS_MAX ||
+           (one != NULL && one->loans == ASKER_LOANS_MAX);
+}
+
 /* Begin the loan of a first question, or find it.  Returns the reason if that
  * is not possible. */
 static const char *
@@ -436,18 +515,24 @@ begin_loan(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask,
     if (lender->is_leaving) {
         *status_p = VNX_ERR_REMOTE_DISCONNECT;
         why = "the agent is being closed";
+    } else if (loan != NULL && loan->is_asked) {
+        *status_p = VNX_ERR_NOT_FOUND;
+        why = "the last question about it is not answered yet";
     } else if (loan != NULL) {
         *status_p = VNX_ERR_NOT_FOUND;
         why = loan->deadline != 0 || loan->addr != ask->addr ||
                       loan->len != ask->len || loan->dev != ask->dev
                   ? "the GPU memory was deregistered"
                   : NULL;
-    } else if (ask->from != ask->addr || lender->by_name.count == LOANS_MAX) {
+        loan->is_asked = why == NULL;
+    } else if (ask->from != ask->addr) {
         *status_p = VNX_ERR_NOT_FOUND;
-        why = ask->from != ask->addr ? "the GPU memory was deregistered"
-                                     : "too many regions are lent";
+        why = "the GPU memory was deregistered";
+    } else if (is_full_lock_held(lender, asker)) {
+        *status_p = VNX_ERR_NOT_SUPPORTED; /* the asker opens a window */
+        why = "too many regions are lent";
     } else if (!begin_lock_held(lender, asker, ask)) {
-        *status_p = VNX_ERR_BACKEND;
+        *status_p = VNX_ERR_NO_MEMORY;
         why = "the owner has no memory";
     }
     vnxi_mutex_unlock(&lender->lock);
@@ -663,7 +748,8 @@ is_exporting_lock_held(const vnxi_cuda_lender_t *lender)
 {
     const task_t *task = lender->tasks;
 
-    while (task != NULL && !vnxi_region_is_gone(task->region)) {
+    while (task != NULL && !lender->is_leaving &&
+           !vnxi_region_is_gone(task->region)) {
         task = task->next;
     }
     return task != NULL;

@@ -27,6 +27,7 @@ typedef struct vnxi_cuda_lender {
     vnxi_cond_t given_back;
     vnxi_cuda_loan_t *loans;      /* owned; lock */
     vnxi_name_map_t by_name;      /* the same loans; lock */
+    vnxi_name_map_t askers;       /* those that have any; lock */
     struct vnxi_cuda_task *tasks; /* lock; queued or running */
     bool is_leaving;              /* lock; nothing more is lent */
 } vnxi_cuda_lender_t;

@@ -162,7 +162,8 @@ read_status(vnxi_reader_t *reader, bool is_error, vnxi_lend_t *message)
     message->status = vnxi_read_u32(reader);
     message->count = vnxi_reader_left(reader);
     message->cause = (const char *)vnxi_read_bytes(reader, message->count);
-    return message->status >= is_error && message->status < 64 &&
+    return message->status >= is_error &&
+           message->status < VNXI_LEND_STATUS_MAX &&
            message->count < VNX_ERROR_CAUSE_MAX;
 }
 

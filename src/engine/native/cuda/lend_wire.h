@@ -55,6 +55,7 @@
 #define VNXI_LEND_LOANS_MAX 4096u                 /* in a CHECK */
 #define VNXI_LEND_HANDLE_SIZE 64u
 #define VNXI_LEND_ROWS_MAX 1024u /* in a MOVE */
+#define VNXI_LEND_STATUS_MAX 64  /* this and higher numbers are not sent */
 
 #define VNXI_WINDOW_HALVES 2u
 #define VNXI_WINDOW_HEAD_BYTES 4096u
@@ -123,6 +124,15 @@ typedef struct vnxi_lend {
     const vnxi_lend_row_t *moved;    /* MOVE, for writing */
     const unsigned char *rows;       /* private: of a message that was read */
 } vnxi_lend_t;
+
+/* The number of a status; those that other agents do not know become
+ * VNX_ERR_UNKNOWN. */
+static inline uint32_t
+vnxi_lend_status(vnx_status_t status)
+{
+    return status > -VNXI_LEND_STATUS_MAX ? (uint32_t)-status
+                                          : (uint32_t)-VNX_ERR_UNKNOWN;
+}
 
 void vnxi_lend_write(vnxi_writer_t *writer, const vnxi_lend_t *message);
 

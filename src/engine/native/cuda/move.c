@@ -32,6 +32,9 @@
 #define BYTES_MAX ((uint64_t)VNXI_WINDOW_HALVES * VNXI_WINDOW_HALF_BYTES)
 #define ROWS_MAX (VNXI_WINDOW_HALVES * VNXI_LEND_ROWS_MAX)
 
+_Static_assert(VNXI_LEND_ROWS_MAX <= VNXI_CUDA_ROWS_AT_ONCE,
+               "the rows of a move are copied at once");
+
 /* Our end of a window. */
 typedef struct vnxi_cuda_shared {
     vnxi_cuda_job_t unpin; /* first */
@@ -45,7 +48,6 @@ typedef struct vnxi_cuda_shared {
     size_t rows;
     vnxi_cuda_worker_t *worker; /* that may have pinned it; a reference */
     /* The worker's thread. */
-    bool is_pinned;
     uint64_t delta;                       /* of vnxi_cuda_gpu_pin() */
     struct vnxi_cuda_shared *next_pinned; /* of gpu->shared */
 } shared_t;
@@ -83,7 +85,7 @@ answer(const vnxi_cuda_mover_t *mover, uint64_t asker, vnxi_lend_type_t type,
     const vnxi_port_config_t *config = &mover->port->config;
     const vnxi_lend_t message = {.type = type,
                                  .loan = number,
-                                 .status = (uint32_t)-status,
+                                 .status = vnxi_lend_status(status),
                                  .cause = cause,
                                  .count = strlen(cause)};
     vnxi_writer_t writer = {0};
@@ -135,7 +137,6 @@ unpin(vnxi_cuda_gpu_t *gpu, shared_t **at)
     shared_t *window = *at;
 
     *at = window->next_pinned;
-    window->is_pinned = false;
     vnxi_cuda_gpu_unpin(gpu, window->base);
     window_release(window);
 }
@@ -163,9 +164,9 @@ run_unpin(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
     window_release(window);
 }
 
-/* Create and map a window; *fd_p belongs to the caller. */
+/* Create and map a window; *fd_p belongs to the caller.  NULL: *why_p. */
 static shared_t *
-create_window(uint64_t asker, uint64_t number, int *fd_p)
+create_window(uint64_t asker, uint64_t number, int *fd_p, const char **why_p)
 {
     shared_t *window = calloc(1, sizeof *window);
     int fd = memfd_create("vnx-window", MFD_ALLOW_SEALING | MFD_CLOEXEC);
@@ -178,6 +179,7 @@ create_window(uint64_t asker, uint64_t number, int *fd_p)
                     MAP_SHARED, fd, 0);
     }
     if (base == MAP_FAILED) {
+        *why_p = vnxi_errno(errno);
         if (fd >= 0) {
             close(fd);
         }
@@ -225,26 +227,30 @@ refusal_lock_held(const vnxi_cuda_mover_t *mover, uint64_t asker,
                : NULL;
 }
 
+/* After a failure that may pass, the asker tries again. */
 static void
 on_open(vnxi_cuda_mover_t *mover, uint64_t asker, uint64_t number)
 {
+    vnx_status_t status = VNX_ERR_NOT_SUPPORTED;
     int fd = -1;
 
     vnxi_mutex_lock(&mover->lock);
     const char *why = refusal_lock_held(mover, asker, number);
+    if (mover->is_leaving) {
+        status = VNX_ERR_REMOTE_DISCONNECT;
+    }
     if (why == NULL) {
-        shared_t *window = create_window(asker, number, &fd);
-        if (window == NULL) {
-            why = vnxi_errno(errno);
-        } else {
+        shared_t *window = create_window(asker, number, &fd, &why);
+        status = window == NULL ? VNX_ERR_NO_MEMORY : VNX_OK;
+        if (window != NULL) {
             window->next = mover->windows;
             mover->windows = window;
             mover->window_count++;
         }
     }
     vnxi_mutex_unlock(&mover->lock);
-    answer(mover, asker, VNXI_LEND_OPENED, number,
-           why == NULL ? VNX_OK : VNX_ERR_BACKEND, why == NULL ? "" : why, fd);
+    answer(mover, asker, VNXI_LEND_OPENED, number, status,
+           status == VNX_OK ? "" : why, fd);
 }
 
 /* Close the first window that fits; false: none does.  `number` NULL: any of
@@ -263,8 +269,8 @@ close_one(vnxi_cuda_mover_t *mover, const uint64_t *asker,
     vnxi_cuda_worker_t *worker = NULL;
     if (window != NULL) {
         *at = window->next;
-        mover->window_count--;
         window->is_closed = true;
+        mover->window_count -= window->rows == 0;
         worker = window->worker;
     }
     vnxi_mutex_unlock(&mover->lock);
@@ -310,7 +316,6 @@ pin(const move_t *move, vnxi_cuda_gpu_t *gpu)
     if (is_first && vnxi_cuda_gpu_pin(gpu, window->base, VNXI_WINDOW_BYTES,
                                       &window->delta)) {
         atomic_fetch_add(&window->refs, 1);
-        window->is_pinned = true;
         window->next_pinned = gpu->shared;
         gpu->shared = window;
     }
@@ -331,7 +336,7 @@ check(const move_t *move, const vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
                               "the GPU memory was deregistered");
     }
     vnxi_mutex_lock(&move->mover->lock);
-    bool is_closed = move->window->is_closed;
+    bool is_closed = move->window->is_closed || move->mover->is_leaving;
     vnxi_mutex_unlock(&move->mover->lock);
     if (is_closed || atomic_load(&head->tokens[move->half]) != move->token) {
         return vnxi_error_set(error, VNX_ERR_CANCELED, OPERATION,
@@ -383,6 +388,7 @@ run_move(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
     }
     move->window->bytes -= move->bytes;
     move->window->rows -= move->count;
+    mover->window_count -= move->window->is_closed && move->window->rows == 0;
     vnxi_cond_broadcast(&mover->ended);
     vnxi_mutex_unlock(&mover->lock);
     window_release(move->window);

@@ -19,9 +19,9 @@ typedef struct vnxi_cuda_mover {
     vnxi_mutex_t lock;
     vnxi_cond_t ended;                /* a move */
     struct vnxi_cuda_shared *windows; /* lock */
-    size_t window_count;              /* lock */
+    size_t window_count;              /* lock; also closed ones with moves */
     struct vnxi_cuda_move *moves;     /* lock; queued or running */
-    bool is_leaving;                  /* lock; nothing more is copied */
+    bool is_leaving;                  /* lock; no more copy is begun */
 } vnxi_cuda_mover_t;
 
 void vnxi_cuda_mover_init(vnxi_cuda_mover_t *mover, const vnxi_port_t *port);
@@ -35,7 +35,7 @@ void vnxi_cuda_mover_on_question(vnxi_cuda_mover_t *mover, uint64_t asker,
 /* As on_asker_gone() of the contract. */
 void vnxi_cuda_mover_forget(vnxi_cuda_mover_t *mover, uint64_t asker);
 
-/* The agent is being closed: copy nothing more. */
+/* The agent is being closed: begin no more copy. */
 void vnxi_cuda_mover_leave(vnxi_cuda_mover_t *mover);
 
 /* Wait for copies from and to regions that were deregistered; after

@@ -12,6 +12,7 @@
  */
 #include "engine/native/cuda/window.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,9 +29,6 @@
 
 #define OPERATION "vnx_xfer_post"
 #define WHY_MAX 192u
-
-/* How long the end of a conn waits for the gpus that have its windows. */
-#define END_WAIT_NS (2u * UINT64_C(1000000000))
 
 typedef enum half_state {
     HALF_FREE, /* or being filled */
@@ -170,7 +168,9 @@ map_window(window_t *window, vnx_error_t *error)
         base = mmap(NULL, VNXI_WINDOW_BYTES, PROT_READ | PROT_WRITE,
                     MAP_SHARED, window->fd, 0);
         if (base == MAP_FAILED) {
-            status = vnxi_error_no_memory(error, OPERATION, VNXI_WINDOW_BYTES);
+            status = vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                                    "cannot map a window of %u bytes: %s",
+                                    VNXI_WINDOW_BYTES, vnxi_errno(errno));
         }
     }
     vnxi_fork_fd_close(window->fd);
@@ -338,15 +338,21 @@ vnxi_cuda_half_send(vnxi_cuda_half_t *half, vnx_op_t op, void *user,
     if (status == VNX_OK) {
         return VNX_OK;
     }
+    /* If some of it was sent, it comes back, with this error. */
     atomic_store(&head_of(half->window)->tokens[index_of(half)], 0);
+    unsigned unsent = count_messages(half) - sent;
     vnxi_mutex_lock(&windows_lock);
-    half->user = NULL;
-    half->messages -= count_messages(half) - sent;
-    if (half->messages == 0) {
+    half->messages = half->messages > unsent ? half->messages - unsent : 0;
+    half->status = status;
+    half->error = *error;
+    if (sent == 0) {
+        half->state = HALF_FREE;
+        half->user = NULL;
+    } else if (half->messages == 0 && half->state == HALF_SENT) {
         set_back_lock_held(half);
     }
     vnxi_mutex_unlock(&windows_lock);
-    return status;
+    return sent == 0 ? status : VNX_OK;
 }
 
 unsigned
@@ -357,9 +363,7 @@ vnxi_cuda_halves_abandon(const vnxi_cuda_gpu_t *gpu, const void *user,
 
     vnxi_mutex_lock(&windows_lock);
     for (window_t *window = windows; window != NULL; window = window->next) {
-        for (unsigned i = 0;
-             window->gpu == gpu && window->state == STATE_OPEN &&
-             i < VNXI_WINDOW_HALVES;
+        for (unsigned i = 0; window->gpu == gpu && i < VNXI_WINDOW_HALVES;
              i++) {
             vnxi_cuda_half_t *half = &window->halves[i];
             if (half->user != user) {
@@ -369,6 +373,10 @@ vnxi_cuda_halves_abandon(const vnxi_cuda_gpu_t *gpu, const void *user,
             if (!waits || half->op == VNX_OP_READ) {
                 half->user = NULL;
                 count++;
+            }
+            if (!waits) { /* its answer may never come */
+                window->is_ending = window->must_end = true;
+                window->gpu->wake_for_windows(window->gpu);
             }
         }
     }
@@ -433,8 +441,8 @@ call_off_lock_held(window_t *window)
         } else {
             half->state = HALF_BACK;
             half->status = vnxi_error_set(
-                &half->error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
-                "the connection to the peer was closed");
+                &half->error, VNX_ERR_BACKEND, OPERATION,
+                "the window to the peer's GPU memory was closed");
         }
     }
     return waits;
@@ -542,10 +550,10 @@ has_window_lock_held(const vnxi_port_t *port, uintptr_t conn_id)
 }
 
 void
-vnxi_cuda_windows_settle(const vnxi_port_t *port, uintptr_t conn_id)
+vnxi_cuda_windows_settle(const vnxi_port_t *port, uintptr_t conn_id,
+                         uint64_t deadline)
 {
-    struct timespec until =
-        vnxi_clock_timespec(vnxi_clock_deadline(END_WAIT_NS));
+    struct timespec until = vnxi_clock_timespec(deadline);
     int late = 0;
 
     vnxi_mutex_lock(&windows_lock);
@@ -568,7 +576,7 @@ vnxi_cuda_windows_describe(const vnxi_port_t *port, uintptr_t conn_id,
     vnxi_mutex_lock(&windows_lock);
     for (const window_t *window = windows; window != NULL;
          window = window->next) {
-        if (is_of_conn(window, port, conn_id)) {
+        if (window->state == STATE_OPEN && is_of_conn(window, port, conn_id)) {
             memcpy(why, window->why, sizeof why);
             count++;
         }
@@ -606,7 +614,8 @@ on_opened_lock_held(window_t *window, const vnxi_lend_t *message,
         window->state = STATE_OPENED;
     } else {
         window->state = STATE_FAILED;
-        window->is_refused = message->status != 0;
+        window->is_refused = message->status == -VNX_ERR_BACKEND ||
+                             message->status == -VNX_ERR_NOT_SUPPORTED;
         set_error(&window->error, VNX_ERR_BACKEND,
                   message->status != 0
                       ? "the peer does not copy its GPU memory: "
@@ -665,7 +674,7 @@ vnxi_cuda_windows_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
             on_moved_lock_held(half, message);
         } else if (message->type == VNXI_LEND_OPENED && !takes &&
                    window->number == message->loan &&
-                   window->state == STATE_ASKING) {
+                   window->state == STATE_ASKING && !window->is_ending) {
             takes = on_opened_lock_held(window, message, control);
         }
     }

@@ -52,14 +52,16 @@ vnx_status_t vnxi_cuda_half_get(const vnxi_cuda_key_t *key,
 /* Give a half back that was not sent. */
 void vnxi_cuda_half_free(vnxi_cuda_half_t *half);
 
-/* Have the owner copy the rows: VNX_OP_READ from its memory.  It is given to
- * back() once (below), unless there was an error. */
+/* Have the owner copy the rows: VNX_OP_READ from its memory.  The half is
+ * given to back() once (below), unless there was an error, after which it is
+ * free. */
 vnx_status_t vnxi_cuda_half_send(vnxi_cuda_half_t *half, vnx_op_t op,
                                  void *user, vnx_error_t *error);
 
 /* Call off what was sent for this user; the owner copies nothing more, except
  * what it has begun.  With `waits`, halves that it writes to its memory still
- * come back.  Returns the number of halves that do not. */
+ * come back; without, no half does, and their window ends.  Returns the number
+ * of halves that do not come back. */
 unsigned vnxi_cuda_halves_abandon(const vnxi_cuda_gpu_t *gpu, const void *user,
                                   bool waits);
 
@@ -77,8 +79,10 @@ void vnxi_cuda_windows_end(vnxi_cuda_gpu_t *gpu);
 void vnxi_cuda_windows_drop(const vnxi_port_t *port, uintptr_t conn_id,
                             bool is_gone);
 
-/* Wait until they have ended, 2 s at most; then they end at once. */
-void vnxi_cuda_windows_settle(const vnxi_port_t *port, uintptr_t conn_id);
+/* Wait until they have ended; after the deadline (CLOCK_MONOTONIC, ns) they
+ * are told to end at once. */
+void vnxi_cuda_windows_settle(const vnxi_port_t *port, uintptr_t conn_id,
+                              uint64_t deadline);
 
 /* An OPENED or MOVED of an owner.  Returns whether the descriptor was taken
  * over. */

@@ -71,17 +71,19 @@ struct vnxi_cuda_worker {
     vnxi_cuda_worker_t *next; /* workers_lock */
     pthread_t thread;
     vnxi_mutex_t lock;
-    vnxi_cond_t wake;        /* there is something to do for the thread */
-    vnxi_cond_t ended;       /* a transfer has ended and was reported */
-    vnxi_cuda_xfer_t *first; /* in flight; lock */
-    unsigned reporting;      /* lock */
-    vnxi_cuda_job_t *jobs;   /* lock; the first */
-    bool has_imports;        /* lock; vnxi_cuda_imports_serve() is due */
-    bool has_windows;        /* lock; vnxi_cuda_windows_serve() is due */
-    bool is_ending, is_lost; /* lock */
-    uint64_t next_look;      /* lock; when to look after the batches that run;
-                                0: none ran */
-    vnx_error_t lost;        /* lock; why */
+    vnxi_cond_t wake;           /* there is something to do for the thread */
+    vnxi_cond_t ended;          /* a transfer has ended and was reported */
+    vnxi_cuda_xfer_t *first;    /* in flight; lock */
+    unsigned reporting;         /* lock */
+    vnxi_cuda_job_t *jobs;      /* lock; the first */
+    vnxi_cuda_job_t **jobs_end; /* lock; where the next one goes */
+    bool had_job;               /* the last thing that it did */
+    bool has_imports;           /* lock; vnxi_cuda_imports_serve() is due */
+    bool has_windows;           /* lock; vnxi_cuda_windows_serve() is due */
+    bool is_ending, is_lost;    /* lock */
+    uint64_t next_look; /* lock; when to look after the batches that run;
+                           0: none ran */
+    vnx_error_t lost;   /* lock; why */
     slot_t slots[VNXI_CUDA_BATCHES];
 };
 
@@ -193,6 +195,7 @@ start_worker_lock_held(const vnxi_cuda_gpu_t *gpu,
                                     sizeof *worker);
     }
     memcpy(&worker->gpu, gpu, sizeof *gpu);
+    worker->jobs_end = &worker->jobs;
     worker->gpu.wake = wake_for_imports;
     worker->gpu.wake_for_windows = wake_for_windows;
     atomic_init(&worker->refs, 2);
@@ -315,16 +318,12 @@ vnxi_cuda_worker_leave(vnxi_cuda_worker_t *worker)
 void
 vnxi_cuda_worker_run(vnxi_cuda_worker_t *worker, vnxi_cuda_job_t *job)
 {
-    vnxi_cuda_job_t **at = &worker->jobs;
-
     job->next = NULL;
     vnxi_mutex_lock(&worker->lock);
     bool takes = !worker->is_lost && !worker->is_ending;
-    while (takes && *at != NULL) {
-        at = &(*at)->next;
-    }
     if (takes) {
-        *at = job;
+        *worker->jobs_end = job;
+        worker->jobs_end = &job->next;
         vnxi_cond_signal(&worker->wake);
     }
     vnxi_mutex_unlock(&worker->lock);
@@ -469,10 +468,9 @@ land_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot)
     worker->next_look = 0; /* the context works */
 }
 
-/* Find a transfer that can be continued, and move it to the end of the list:
- * all get their turns. */
-static vnxi_cuda_xfer_t *
-take_turn_lock_held(vnxi_cuda_worker_t *worker)
+/* Find a transfer that can be continued: NULL in *result is none. */
+static vnxi_cuda_xfer_t **
+find_turn_lock_held(vnxi_cuda_worker_t *worker)
 {
     vnxi_cuda_xfer_t **at = &worker->first, *xfer;
 
@@ -480,7 +478,16 @@ take_turn_lock_held(vnxi_cuda_worker_t *worker)
            (xfer->is_filled || xfer->is_failing || xfer->is_parked)) {
         at = &xfer->next;
     }
-    if (xfer == NULL || xfer->next == NULL) {
+    return at;
+}
+
+/* Move the next transfer to the end of the list: all get their turns. */
+static vnxi_cuda_xfer_t *
+take_turn_lock_held(vnxi_cuda_worker_t *worker)
+{
+    vnxi_cuda_xfer_t **at = find_turn_lock_held(worker), *xfer = *at;
+
+    if (xfer->next == NULL) {
         return xfer;
     }
     *at = xfer->next;
@@ -541,6 +548,9 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
             !launches && (!xfer->rows.is_moved || xfer->rows.is_all_sent);
     } else {
         fail_lock_held(xfer, &error);
+    }
+    if (status == VNX_OK && xfer->rows.is_moved) {
+        xfer->deadline = 0; /* it has had its turn */
     }
     if (status == VNX_IN_PROG || xfer->rows.pending > 0 ||
         (xfer->is_filled && is_checking(xfer))) {
@@ -766,7 +776,7 @@ go_on_moving_lock_held(vnxi_cuda_xfer_t *xfer)
     if (xfer->rows.has_returned) {
         xfer->rows.has_returned = false;
         xfer->deadline = 0;
-        if (xfer->rows.pending > 0) {
+        if (xfer->rows.pending > 0 || (xfer->is_filled && is_checking(xfer))) {
             expect_lock_held(xfer);
         }
     }
@@ -792,11 +802,15 @@ run_job_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_gpu_t *gpu)
     vnxi_cuda_job_t *job = worker->jobs;
 
     worker->jobs = job->next;
+    if (worker->jobs == NULL) {
+        worker->jobs_end = &worker->jobs;
+    }
     vnxi_mutex_unlock(&worker->lock);
     job->run(job, gpu);
     vnxi_mutex_lock(&worker->lock);
 }
 
+/* Jobs for other processes alternate with the worker's own work. */
 static void
 serve_lock_held(vnxi_cuda_worker_t *worker)
 {
@@ -804,13 +818,14 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
         slot_t *landed = find_slot(worker, SLOT_LANDED);
         vnxi_cuda_xfer_t *ended =
             landed == NULL ? take_ended_lock_held(worker) : NULL;
+        vnxi_cuda_xfer_t *to_stop = find_to_stop_lock_held(worker);
         slot_t *unused =
             worker->has_imports ? NULL : find_slot(worker, SLOT_FREE);
-        vnxi_cuda_xfer_t *next =
-            landed == NULL && ended == NULL && unused != NULL
-                ? take_turn_lock_held(worker)
-                : NULL;
-        vnxi_cuda_xfer_t *to_stop = find_to_stop_lock_held(worker);
+        bool imports =
+            worker->has_imports && find_slot(worker, SLOT_RUNNING) == NULL;
+        bool feeds = unused != NULL && *find_turn_lock_held(worker) != NULL;
+        bool has_job =
+            worker->jobs != NULL && !(worker->had_job && (imports || feeds));
         if (landed != NULL) {
             land_lock_held(worker, landed);
         } else if (ended != NULL) {
@@ -819,13 +834,16 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
             stop_lock_held(worker, to_stop);
         } else if (worker->has_windows) {
             serve_windows_lock_held(worker);
-        } else if (worker->jobs != NULL) {
+        } else if (has_job) {
+            worker->had_job = true;
             run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu);
-        } else if (worker->has_imports &&
-                   find_slot(worker, SLOT_RUNNING) == NULL) {
+            expire_lock_held(worker);
+        } else if (imports) {
+            worker->had_job = false;
             serve_imports_lock_held(worker);
-        } else if (next != NULL) {
-            feed_lock_held(worker, unused, next);
+        } else if (feeds) {
+            worker->had_job = false;
+            feed_lock_held(worker, unused, take_turn_lock_held(worker));
         } else if (worker->is_ending && worker->first == NULL) {
             return;
         } else {
