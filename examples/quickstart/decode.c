@@ -45,12 +45,12 @@ main(int argc, char **argv)
                                    NULL, &local, &error),
           &error);
 
-    /* For up to five seconds, wait until prefill is serving. */
+    /* For up to a minute, wait until prefill is serving. */
     check(
         vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, NULL, &channel, &error),
         &error);
     check(vnx_attach(agent, channel, "localhost",
-                     argc > 1 ? atoi(argv[1]) : 18000, 5000,
+                     argc > 1 ? atoi(argv[1]) : 18000, 60000,
                      VNX_SIDE_CHANNEL_RETRY_ALWAYS, &peer, &error),
           &error);
     check(vnx_peer_rows(peer, "kv", &remote, &error), &error);
@@ -61,7 +61,7 @@ main(int argc, char **argv)
                                   "done", 4, false, &xfer, &error),
           &error);
     check(vnx_xfer_post(xfer, NULL, 0, &error), &error);
-    check(vnx_agent_wait(agent, &xfer, 1, 0, 5 * SECOND_NS, &error), &error);
+    check(vnx_agent_wait(agent, &xfer, 1, 0, 60 * SECOND_NS, &error), &error);
     for (uint64_t i = 0; i < BYTES; i++) {
         if (cache[i] != i / BLOCK_BYTES % 251) {
             fprintf(stderr, "byte %llu is wrong\n", (unsigned long long)i);
