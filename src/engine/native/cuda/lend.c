@@ -260,6 +260,18 @@ refuse(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t loan,
                           .count = strlen(cause)});
 }
 
+/* The asker may go on with the loan as soon as it has the answer. */
+static void
+set_answered(vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t id)
+{
+    vnxi_mutex_lock(&lender->lock);
+    vnxi_cuda_loan_t *loan = find_lock_held(lender, asker, id);
+    if (loan != NULL) {
+        loan->is_asked = false;
+    }
+    vnxi_mutex_unlock(&lender->lock);
+}
+
 /* -- Making handles --------------------------------------------------------
  */
 
@@ -419,20 +431,6 @@ note_ids(const task_t *task, const vnxi_cuda_gpu_t *gpu)
     return loan != NULL;
 }
 
-/* The asker may go on with the loan, as soon as it has the answer. */
-static void
-set_answered(const task_t *task)
-{
-    vnxi_cuda_lender_t *lender = task->lender;
-
-    vnxi_mutex_lock(&lender->lock);
-    vnxi_cuda_loan_t *loan = find_lock_held(lender, task->asker, task->loan);
-    if (loan != NULL) {
-        loan->is_asked = false;
-    }
-    vnxi_mutex_unlock(&lender->lock);
-}
-
 /* After the descriptors of its answer were closed. */
 static void
 end_task(task_t *task)
@@ -472,7 +470,7 @@ run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
     } else {
         status = export_some(gpu, task, &batch, &error);
     }
-    set_answered(task);
+    set_answered(lender, task->asker, task->loan);
     if (status == VNX_OK) {
         const vnxi_lend_t lent = {.type = VNXI_LEND_LENT,
                                   .loan = task->loan,
@@ -563,6 +561,7 @@ start_task(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask,
     if (task == NULL || mem == NULL || !mem->is_lent ||
         ask->from < region->addr || ask->from >= vnxi_region_end(region)) {
         bool is_ours = task != NULL && mem != NULL && mem->is_lent;
+        set_answered(lender, asker, ask->loan);
         refuse(lender, asker, ask->loan, VNX_ERR_NOT_SUPPORTED,
                task == NULL ? "the owner has no memory"
                : is_ours    ? "the address is not in the region"
@@ -601,6 +600,7 @@ on_ask(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask)
     }
     vnxi_region_t *region = vnxi_cuda_asked_region(lender->port, ask);
     if (region == NULL) {
+        set_answered(lender, asker, ask->loan);
         refuse(lender, asker, ask->loan, VNX_ERR_NOT_FOUND,
                "the region is not registered");
         return;
