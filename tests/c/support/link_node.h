@@ -52,6 +52,7 @@ typedef struct node_account {
     size_t lost;    /* control messages without their descriptors */
     size_t fds;     /* of the process, when the record was asked for */
     uint64_t asker; /* of the last control message */
+    uint64_t gone;  /* the last asker that has gone */
     uint64_t epoch;
     vnx_mem_t mem;
     vnx_desc_t desc;
@@ -305,9 +306,9 @@ node_on_asker_gone(void *context, uint64_t asker)
 {
     node_t *node = context;
 
-    (void)asker;
     pthread_mutex_lock(&node->lock);
     node->account.askers_gone++;
+    node->account.gone = asker;
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->lock);
 }

@@ -2,19 +2,9 @@
  * Agents that lie about shared GPU memory, on the fake libcuda.so.1.  Whatever
  * they say, the honest side does not misuse the driver, leaks nothing, fails
  * with an error that says why, and serves honest peers afterwards.
- *
- * The lying owner is this program once more, started with "--liar": a node of
- * links that publishes regions of real memory, and answers the questions about
- * each as the test tells it.  The lying asker is a node of this process.
+ * window_hostile_test.c has those that lie about windows.
  */
-#include "gpu_pair.h"
-#include "link_node.h"
-
-#include <sys/mman.h>
-
-#include "engine/native/cuda/lend_wire.h"
-#include "engine/native/identity.h"
-#include "engine/parts/metadata.h"
+#include "lend_node.h"
 
 #define EACH 4u            /* regions of each kind of memory */
 #define REGIONS (2 * EACH) /* the first ones are of cuMemAlloc() */
@@ -80,19 +70,6 @@ region_at(const liar_t *liar, unsigned region)
     return block->addr + region % EACH * SIZE;
 }
 
-static void
-say(liar_t *liar, uint64_t asker, const vnxi_lend_t *message, int *fds,
-    size_t fd_count)
-{
-    vnxi_writer_t writer = {0};
-
-    vnxi_lend_write(&writer, message);
-    const vnxi_control_t control = {writer.data, writer.len, fds, fd_count,
-                                    false};
-    vnxi_hub_send_control(liar->node.hub, asker, "CUDA", &control, NULL);
-    vnxi_writer_fini(&writer);
-}
-
 static int
 export_chunk(uint64_t at)
 {
@@ -134,32 +111,19 @@ truth(const liar_t *liar, unsigned region)
 static void
 say_lent(liar_t *liar, uint64_t asker, uint64_t loan, lent_t *lent)
 {
-    say(liar, asker,
-        &(vnxi_lend_t){.type = VNXI_LEND_LENT,
-                       .loan = loan,
-                       .is_last = lent->is_last,
-                       .count = lent->count,
-                       .pieces = lent->pieces},
-        lent->fds, lent->fd_count);
+    liar_say(&liar->node, asker,
+             &(vnxi_lend_t){.type = VNXI_LEND_LENT,
+                            .loan = loan,
+                            .is_last = lent->is_last,
+                            .count = lent->count,
+                            .pieces = lent->pieces},
+             lent->fds, lent->fd_count);
 }
 
 static void
 drop_fd(lent_t *lent)
 {
     vnxi_fork_fd_close(lent->fds[--lent->fd_count]);
-}
-
-/* Descriptors of other things than memory. */
-static int
-other_fd(unsigned kind)
-{
-    int fd = kind == 0   ? memfd_create("not GPU memory", MFD_CLOEXEC)
-             : kind == 1 ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)
-                         : eventfd(0, EFD_CLOEXEC);
-    if (kind == 0 && ftruncate(fd, CHUNK + 4096) != 0) {
-        abort();
-    }
-    return vnxi_fork_fd_own(fd);
 }
 
 /* Make of the truth about a region that starts at `at` a lie. */
@@ -210,7 +174,7 @@ twist(lent_t *lent, lie_t lie, uint64_t at)
         drop_fd(lent);
         break;
     case MORE_FDS:
-        lent->fds[lent->fd_count++] = other_fd(0);
+        lent->fds[lent->fd_count++] = liar_other_fd(0);
         break;
     case OTHER_KIND:
         first->kind = first->kind == VNXI_LEND_LEGACY ? VNXI_LEND_FABRIC
@@ -224,7 +188,7 @@ twist(lent_t *lent, lie_t lie, uint64_t at)
         break;
     case BAD_FD:
         drop_fd(lent);
-        lent->fds[lent->fd_count++] = other_fd((unsigned)(at / SIZE % 3));
+        lent->fds[lent->fd_count++] = liar_other_fd((unsigned)(at / SIZE % 3));
         break;
     case TOO_BIG:
         last->size *= 2;
@@ -247,7 +211,7 @@ twist(lent_t *lent, lie_t lie, uint64_t at)
     }
     if (first->kind == VNXI_LEND_FD && lent->count > lent->fd_count &&
         (lie == OVERLAP || lie == HOLE || lie == TWICE)) {
-        lent->fds[lent->fd_count++] = other_fd(0);
+        lent->fds[lent->fd_count++] = liar_other_fd(0);
     }
 }
 
@@ -255,32 +219,27 @@ static void
 refuse(liar_t *liar, uint64_t asker, uint64_t loan, vnx_status_t status,
        const char *cause)
 {
-    say(liar, asker,
-        &(vnxi_lend_t){.type = VNXI_LEND_REFUSED,
-                       .loan = loan,
-                       .status = (uint32_t)-status,
-                       .cause = cause,
-                       .count = strlen(cause)},
-        NULL, 0);
+    liar_say_status(&liar->node, asker, VNXI_LEND_REFUSED, loan, status,
+                    cause);
 }
 
 static void
 recall(liar_t *liar, uint64_t asker, uint64_t loan)
 {
-    say(liar, asker, &(vnxi_lend_t){.type = VNXI_LEND_RECALL, .loan = loan},
-        NULL, 0);
+    liar_say(&liar->node, asker,
+             &(vnxi_lend_t){.type = VNXI_LEND_RECALL, .loan = loan}, NULL, 0);
 }
 
 static void
 say_checked(liar_t *liar, uint64_t asker, uint64_t token,
             const uint64_t *loans, size_t count)
 {
-    say(liar, asker,
-        &(vnxi_lend_t){.type = VNXI_LEND_CHECKED,
-                       .loan = token,
-                       .count = count,
-                       .loans = loans},
-        NULL, 0);
+    liar_say(&liar->node, asker,
+             &(vnxi_lend_t){.type = VNXI_LEND_CHECKED,
+                            .loan = token,
+                            .count = count,
+                            .loans = loans},
+             NULL, 0);
 }
 
 /* Messages that have no meaning: of loans and tokens that do not exist, of
@@ -304,15 +263,17 @@ say_nonsense(liar_t *liar, uint64_t asker, uint64_t loan)
         vnxi_hub_send_control(liar->node.hub, asker, "CUDA", &control, NULL);
         vnxi_hub_send_control(liar->node.hub, asker, "NOCUDA", &control, NULL);
     }
-    int fds[] = {other_fd(1), other_fd(2)};
+    int fds[] = {liar_other_fd(1), liar_other_fd(2)};
     const vnxi_control_t control = {garbage, 9, fds, 2, false};
     vnxi_hub_send_control(liar->node.hub, asker, "UCX", &control, NULL);
-    say(liar, asker,
-        &(vnxi_lend_t){.type = VNXI_LEND_ASK, .loan = loan, .len = 1}, NULL,
-        0);
-    say(liar, asker, &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = loan},
-        NULL, 0);
-    say(liar, asker,
+    liar_say(&liar->node, asker,
+             &(vnxi_lend_t){.type = VNXI_LEND_ASK, .loan = loan, .len = 1},
+             NULL, 0);
+    liar_say(&liar->node, asker,
+             &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = loan}, NULL,
+             0);
+    liar_say(
+        &liar->node, asker,
         &(vnxi_lend_t){.type = VNXI_LEND_CHECK, .loan = loan, .loans = loans},
         NULL, 0);
 }
@@ -429,40 +390,6 @@ on_question(node_t *node, uint64_t asker, const vnxi_control_t *control)
     }
 }
 
-/* -- Its metadata ----------------------------------------------------------
- */
-
-static void
-write_liar(const liar_t *liar, vnxi_writer_t *blob)
-{
-    unsigned char data[3 + sizeof(vnxi_cu_uuid_t)] = {1, 0, 1};
-    vnxi_writer_t shm = {0}, identity = {0};
-    vnxi_identity_t who = {.epoch = 1};
-    vnxi_md_region_t regions[REGIONS];
-    vnxi_cu_uuid_t uuid;
-
-    CU_OK(cu.cuDeviceGetUuid_v2(&uuid, 0));
-    memcpy(data + 3, &uuid, sizeof uuid);
-    memcpy(who.instance, liar->node.instance, sizeof who.instance);
-    vnxi_identity_write(&identity, &who);
-    vnxi_shm_info_write(&shm, &liar->node.info);
-    for (unsigned i = 0; i < REGIONS; i++) {
-        regions[i] = (vnxi_md_region_t){
-            region_at(liar, i), SIZE, 0, {data, sizeof data}};
-    }
-    vnxi_md_conn_t conns[] = {{{"CUDA", 4}, {"\1\0", 2}},
-                              {{"SHM", 3}, {shm.data, shm.len}},
-                              {{"VNX", 3}, {identity.data, identity.len}}};
-    vnxi_md_section_t section = {{"CUDA", 4}, VNX_MEM_VRAM, regions, REGIONS};
-    vnxi_metadata_write(blob, &(vnxi_metadata_t){.agent = {"B", 1},
-                                                 .conns = conns,
-                                                 .conn_count = 3,
-                                                 .sections = &section,
-                                                 .section_count = 1});
-    vnxi_writer_fini(&shm);
-    vnxi_writer_fini(&identity);
-}
-
 /* -- Its process -----------------------------------------------------------
  */
 
@@ -470,12 +397,6 @@ typedef struct command {
     unsigned region;
     lie_t lie;
 } command_t;
-
-/* First it tells the addresses of its regions, and its metadata. */
-typedef struct hello {
-    uint64_t at[REGIONS];
-    size_t len; /* of the metadata, which follows */
-} hello_t;
 
 typedef struct facts {
     unsigned asks, checks;
@@ -487,9 +408,8 @@ static int
 liar_main(int fd)
 {
     static liar_t liar;
-    vnxi_writer_t blob = {0};
+    liar_memory_t memory = {.count = REGIONS, .size = SIZE, .flags = 1};
     vnxi_cu_ipc_handle_t handle;
-    hello_t hello;
     command_t command;
 
     start_cuda();
@@ -498,17 +418,13 @@ liar_main(int fd)
     CU_OK(cu.cuIpcGetMemHandle(&handle, liar.blocks[0].addr));
     memcpy(liar.handle, &handle, sizeof liar.handle);
     assert_int_equal(node_init_for(&liar.node, "B", on_question), VNX_OK);
-    write_liar(&liar, &blob);
     for (unsigned i = 0; i < 2; i++) {
         put_all(&liar.blocks[i], SEED + i);
     }
     for (unsigned i = 0; i < REGIONS; i++) {
-        hello.at[i] = region_at(&liar, i);
+        memory.at[i] = region_at(&liar, i);
     }
-    hello.len = blob.len;
-    transact(fd, &hello, sizeof hello, true);
-    transact(fd, blob.data, blob.len, true);
-    vnxi_writer_fini(&blob);
+    liar_publish(fd, &liar.node, memory);
     while (transact(fd, &command, sizeof command, false)) {
         unsigned region = command.region % REGIONS;
         facts_t facts = {atomic_load(&liar.asks),
@@ -527,11 +443,6 @@ liar_main(int fd)
 /* -- Telling it ------------------------------------------------------------
  */
 
-static pid_t liar_pid;
-static int to_liar;
-static hello_t theirs;
-static void *liar_blob;
-
 static facts_t
 tell(unsigned region, lie_t lie)
 {
@@ -541,34 +452,6 @@ tell(unsigned region, lie_t lie)
     assert_true(transact(to_liar, &command, sizeof command, true));
     assert_true(transact(to_liar, &facts, sizeof facts, false));
     return facts;
-}
-
-static void
-start_liar(void)
-{
-    liar_pid = start_program("--liar", &to_liar);
-    assert_true(transact(to_liar, &theirs, sizeof theirs, false));
-    liar_blob = malloc(theirs.len);
-    assert_true(transact(to_liar, liar_blob, theirs.len, false));
-}
-
-static void
-end_liar(void)
-{
-    int status = 0;
-
-    close(to_liar);
-    free(liar_blob);
-    assert_int_equal(waitpid(liar_pid, &status, 0), liar_pid);
-    assert_int_equal(status, 0);
-}
-
-static void
-load_liar(void)
-{
-    vnx_bytes_t name;
-    assert_ok(vnx_agent_load_metadata(a, liar_blob, theirs.len, &name, e));
-    free(name.data);
 }
 
 /* Remove it, and wait until nothing of its memory is left here. */
@@ -621,17 +504,6 @@ check_honest(const block_t *ours, unsigned region)
 
 /* -- Tests: a lying owner --------------------------------------------------
  */
-
-static void
-check_error(const char *what, vnx_status_t status, const vnx_error_t *error,
-            vnx_status_t expected, const char *cause)
-{
-    if (status != expected ||
-        (status < 0 && strstr(error->cause, cause) == NULL)) {
-        fail_msg("%s: %d '%s', not %d with '%s'", what, (int)status,
-                 status < 0 ? error->cause : "", (int)expected, cause);
-    }
-}
 
 typedef struct expectation {
     lie_t lie;
@@ -889,94 +761,6 @@ agent_closes_while_an_owner_is_silent(void **state)
 /* -- The asker -------------------------------------------------------------
  */
 
-/* A node with a link to agent A. */
-typedef struct asker {
-    node_t node; /* first */
-    vnxi_link_t *link;
-    /* Of the answers; node.lock. */
-    size_t answers[VNXI_LEND_CHECKED + 1]; /* by type */
-    size_t fds;
-    vnxi_lend_t last;
-    vnxi_lend_piece_t first; /* of the last LENT */
-    char cause[VNX_ERROR_CAUSE_MAX];
-} asker_t;
-
-static void
-on_answer(node_t *node, uint64_t unused, const vnxi_control_t *control)
-{
-    asker_t *asker = (asker_t *)node;
-    vnxi_lend_t message;
-
-    (void)unused;
-    for (size_t i = 0; i < control->fd_count; i++) {
-        vnxi_fork_fd_close(control->fds[i]);
-    }
-    pthread_mutex_lock(&node->lock);
-    if (vnxi_lend_read(control->data, control->len, &message)) {
-        asker->answers[message.type]++;
-        asker->fds += control->fd_count;
-        asker->last = message;
-        if (message.type == VNXI_LEND_LENT) {
-            asker->first = vnxi_lend_piece(&message, 0);
-        }
-        if (message.type == VNXI_LEND_REFUSED) {
-            snprintf(asker->cause, sizeof asker->cause, "%.*s",
-                     (int)message.count, message.cause);
-        }
-    } else {
-        node->account.bad++;
-    }
-    pthread_cond_broadcast(&node->changed);
-    pthread_mutex_unlock(&node->lock);
-}
-
-static void
-asker_open(asker_t *asker)
-{
-    vnxi_metadata_t md;
-    vnxi_shm_info_t info = {0};
-    vnxi_identity_t identity;
-    vnx_bytes_t blob;
-
-    memset(asker, 0, sizeof *asker);
-    assert_int_equal(node_init_for(&asker->node, "asker", on_answer), VNX_OK);
-    assert_ok(vnx_agent_metadata(a, &blob, e));
-    assert_ok(vnxi_metadata_parse(blob.data, blob.len, &md, e));
-    for (size_t i = 0; i < md.conn_count; i++) {
-        vnxi_md_bytes_t found = md.conns[i].info;
-        if (vnxi_md_is_named(md.conns[i].backend, "SHM")) {
-            assert_ok(vnxi_shm_info_read(found.data, found.len, &info, e));
-        }
-        if (vnxi_md_is_named(md.conns[i].backend, "VNX")) {
-            assert_ok(vnxi_identity_read(found.data, found.len, &identity, e));
-        }
-    }
-    memcpy(info.instance, identity.instance, sizeof info.instance);
-    node_note_name(&info, "A");
-    asker->link = node_open(&asker->node, &info);
-    vnxi_metadata_fini(&md);
-    free(blob.data);
-}
-
-static void
-asker_close(asker_t *asker)
-{
-    assert_int_equal(node_look(&asker->node).bad, 0);
-    vnxi_link_release(asker->link);
-    node_fini(&asker->node);
-}
-
-static void
-asker_say(asker_t *asker, const vnxi_lend_t *message)
-{
-    vnxi_writer_t writer = {0};
-
-    vnxi_lend_write(&writer, message);
-    const vnxi_control_t control = {.data = writer.data, .len = writer.len};
-    assert_ok(vnxi_link_send_control(asker->link, "CUDA", &control, e));
-    vnxi_writer_fini(&writer);
-}
-
 static void
 asker_ask(asker_t *asker, uint64_t loan, vnx_desc_t region, uint64_t from)
 {
@@ -986,19 +770,6 @@ asker_ask(asker_t *asker, uint64_t loan, vnx_desc_t region, uint64_t from)
                                     .len = region.len,
                                     .dev = region.dev,
                                     .from = from});
-}
-
-static void
-asker_return(asker_t *asker, uint64_t loan)
-{
-    asker_say(asker, &(vnxi_lend_t){.type = VNXI_LEND_RETURNED, .loan = loan});
-}
-
-/* Until so many messages of that type have come. */
-static void
-asker_wait(asker_t *asker, vnxi_lend_type_t type, size_t count)
-{
-    assert_true(node_wait(&asker->node, &asker->answers[type], count));
 }
 
 /* Ask for a loan, and check that it is refused for this reason. */
@@ -1050,12 +821,6 @@ wait_lent(unsigned count)
         free(text.data);
         wait_ms();
     }
-}
-
-static vnx_desc_t
-whole(const block_t *block)
-{
-    return (vnx_desc_t){block->addr, block->size, 0};
 }
 
 /* -- Tests: a lying asker --------------------------------------------------
@@ -1126,15 +891,6 @@ check_checked(asker_t *asker, uint64_t loan, size_t stale)
     asker_wait(asker, VNXI_LEND_CHECKED, before + 1);
     assert_int_equal(asker->last.loan, 5);
     assert_int_equal(asker->last.count, stale);
-}
-
-static void *
-deregister_ours(void *arg)
-{
-    const block_t *block = arg;
-    vnx_reg_desc_t desc = {.desc = whole(block)};
-    assert_ok(vnx_agent_deregister(a, block->mem, &desc, 1, NULL, e));
-    return NULL;
 }
 
 static void
@@ -1298,28 +1054,39 @@ asker_that_does_not_read_keeps_few_descriptors_open(void **state)
     end_ours(&ours);
 }
 
-/* The number of loans is limited, and those that an asker has used up come
- * back when it leaves. */
+/* The number of loans is limited, for each asker and for all.  Those that an
+ * asker has used up come back when it leaves. */
 static void
 loans_have_a_limit(void **state)
 {
+    enum { GREEDY = 4, EACH_MAX = 16384 };
     block_t ours = new_ours(LEGACY, SIZE);
     vnx_desc_t none = {0x1000, 0x1000, 0};
-    static asker_t greedy, modest;
+    static asker_t greedy[GREEDY], modest;
     (void)state;
 
-    asker_open(&greedy);
     asker_open(&modest);
-    for (uint64_t loan = 1; loan <= 65536; loan++) {
-        asker_ask(&greedy, loan, none, none.addr);
+    for (unsigned i = 0; i < GREEDY; i++) {
+        asker_open(&greedy[i]);
+        for (uint64_t loan = 1; loan <= EACH_MAX; loan++) {
+            asker_ask(&greedy[i], loan, none, none.addr);
+        }
+        asker_wait(&greedy[i], VNXI_LEND_REFUSED, EACH_MAX);
+        check_refused(&greedy[i], EACH_MAX + 1, whole(&ours), ours.addr,
+                      VNX_ERR_NOT_SUPPORTED, "too many regions are lent");
+        if (i + 1 < GREEDY) {
+            check_lent(&modest, 1, whole(&ours), ours.addr);
+            asker_return(&modest, 1);
+        }
     }
-    asker_wait(&greedy, VNXI_LEND_REFUSED, 65536);
-    check_refused(&modest, 1, whole(&ours), ours.addr, VNX_ERR_NOT_FOUND,
+    check_refused(&modest, 2, whole(&ours), ours.addr, VNX_ERR_NOT_SUPPORTED,
                   "too many regions are lent");
-    asker_close(&greedy);
+    for (unsigned i = 0; i < GREEDY; i++) {
+        asker_close(&greedy[i]);
+    }
     wait_lent(0);
-    check_lent(&modest, 1, whole(&ours), ours.addr);
-    asker_return(&modest, 1);
+    check_lent(&modest, 3, whole(&ours), ours.addr);
+    asker_return(&modest, 3);
     asker_close(&modest);
     end_ours(&ours);
 }
