@@ -19,6 +19,14 @@
 #include "engine/native/identity.h"
 #include "engine/parts/metadata.h"
 
+/* Until a condition holds, or for too long. */
+#define WAIT_UNTIL(condition)                       \
+    for (int waits_ = 0; !(condition); wait_ms()) { \
+        if (++waits_ == 20000) {                    \
+            fail_msg("not %s", #condition);         \
+        }                                           \
+    }
+
 /* -- The owner: its process ------------------------------------------------
  */
 
@@ -309,6 +317,29 @@ deregister_ours(void *arg)
     vnx_reg_desc_t desc = {.desc = whole(block)};
     assert_ok(vnx_agent_deregister(a, block->mem, &desc, 1, NULL, e));
     return NULL;
+}
+
+/* -- Descriptors of this process --------------------------------------------
+ */
+
+static size_t fds_before;
+
+/* Those that a process keeps once it has had an agent, which may be freed a
+ * moment after it was closed. */
+static inline void
+note_fds(void)
+{
+    size_t last = 0;
+
+    for (int i = 0; i < 100 && (i < 2 || fds_before != last); i++) {
+        last = fds_before;
+        a = make_agent("A");
+        block_t ours = new_ours(LEGACY, MIB);
+        end_ours(&ours);
+        vnx_agent_close(a);
+        vnx_agent_release(a);
+        fds_before = open_fds();
+    }
 }
 
 #endif

@@ -77,8 +77,9 @@ vnxi_cuda_mover_init(vnxi_cuda_mover_t *mover, const vnxi_port_t *port)
 /* -- Answers ---------------------------------------------------------------
  */
 
-/* An asker that cannot be reached is gone, and so are its windows soon. */
-static void
+/* False: the asker does not get it.  If it is not gone, it gives up after a
+ * time. */
+static bool
 answer(const vnxi_cuda_mover_t *mover, uint64_t asker, vnxi_lend_type_t type,
        uint64_t number, vnx_status_t status, const char *cause, int fd)
 {
@@ -95,13 +96,15 @@ answer(const vnxi_cuda_mover_t *mover, uint64_t asker, vnxi_lend_type_t type,
                                     .len = writer.len,
                                     .fds = &fd,
                                     .fd_count = fd >= 0};
+    bool is_sent = !writer.failed;
     if (writer.failed) {
-        vnxi_fork_fd_close(fd); /* the asker gives up after a time */
+        vnxi_fork_fd_close(fd);
     } else {
-        config->host.answer(config->host.context, config->number, asker,
-                            &control, NULL);
+        is_sent = config->host.answer(config->host.context, config->number,
+                                      asker, &control, NULL) == VNX_OK;
     }
     vnxi_writer_fini(&writer);
+    return is_sent;
 }
 
 /* -- Windows ---------------------------------------------------------------
@@ -227,32 +230,6 @@ refusal_lock_held(const vnxi_cuda_mover_t *mover, uint64_t asker,
                : NULL;
 }
 
-/* After a failure that may pass, the asker tries again. */
-static void
-on_open(vnxi_cuda_mover_t *mover, uint64_t asker, uint64_t number)
-{
-    vnx_status_t status = VNX_ERR_NOT_SUPPORTED;
-    int fd = -1;
-
-    vnxi_mutex_lock(&mover->lock);
-    const char *why = refusal_lock_held(mover, asker, number);
-    if (mover->is_leaving) {
-        status = VNX_ERR_REMOTE_DISCONNECT;
-    }
-    if (why == NULL) {
-        shared_t *window = create_window(asker, number, &fd, &why);
-        status = window == NULL ? VNX_ERR_NO_MEMORY : VNX_OK;
-        if (window != NULL) {
-            window->next = mover->windows;
-            mover->windows = window;
-            mover->window_count++;
-        }
-    }
-    vnxi_mutex_unlock(&mover->lock);
-    answer(mover, asker, VNXI_LEND_OPENED, number, status,
-           status == VNX_OK ? "" : why, fd);
-}
-
 /* Close the first window that fits; false: none does.  `number` NULL: any of
  * the asker; `asker` NULL: any. */
 static bool
@@ -280,6 +257,35 @@ close_one(vnxi_cuda_mover_t *mover, const uint64_t *asker,
         window_release(window);
     }
     return window != NULL;
+}
+
+/* After a failure that may pass, the asker tries again. */
+static void
+on_open(vnxi_cuda_mover_t *mover, uint64_t asker, uint64_t number)
+{
+    vnx_status_t status = VNX_ERR_NOT_SUPPORTED;
+    int fd = -1;
+
+    vnxi_mutex_lock(&mover->lock);
+    const char *why = refusal_lock_held(mover, asker, number);
+    if (mover->is_leaving) {
+        status = VNX_ERR_REMOTE_DISCONNECT;
+    }
+    if (why == NULL) {
+        shared_t *window = create_window(asker, number, &fd, &why);
+        status = window == NULL ? VNX_ERR_NO_MEMORY : VNX_OK;
+        if (window != NULL) {
+            window->next = mover->windows;
+            mover->windows = window;
+            mover->window_count++;
+        }
+    }
+    vnxi_mutex_unlock(&mover->lock);
+    if (!answer(mover, asker, VNXI_LEND_OPENED, number, status,
+                status == VNX_OK ? "" : why, fd) &&
+        status == VNX_OK) {
+        close_one(mover, &asker, &number);
+    }
 }
 
 void

@@ -697,6 +697,20 @@ watch_lock_held(vnxi_cuda_worker_t *worker)
     }
 }
 
+/* Look whether a time has come. */
+static void
+check_times_lock_held(vnxi_cuda_worker_t *worker)
+{
+    bool runs = find_slot(worker, SLOT_RUNNING) != NULL;
+
+    expire_lock_held(worker);
+    if (runs && worker->next_look == 0) {
+        worker->next_look = vnxi_clock_deadline(WATCH_NS);
+    } else if (runs && worker->next_look <= vnxi_clock_ns()) {
+        watch_lock_held(worker);
+    }
+}
+
 static void
 wait_lock_held(vnxi_cuda_worker_t *worker)
 {
@@ -711,12 +725,8 @@ wait_lock_held(vnxi_cuda_worker_t *worker)
         return;
     }
     struct timespec when = vnxi_clock_timespec(until);
-    if (vnxi_cond_timedwait(&worker->wake, &worker->lock, &when) == 0) {
-        return;
-    }
-    expire_lock_held(worker);
-    if (runs && worker->next_look <= vnxi_clock_ns()) {
-        watch_lock_held(worker);
+    if (vnxi_cond_timedwait(&worker->wake, &worker->lock, &when) != 0) {
+        check_times_lock_held(worker);
     }
 }
 
@@ -837,7 +847,7 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
         } else if (has_job) {
             worker->had_job = true;
             run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu);
-            expire_lock_held(worker);
+            check_times_lock_held(worker);
         } else if (imports) {
             worker->had_job = false;
             serve_imports_lock_held(worker);

@@ -564,14 +564,6 @@ get_theirs(unsigned region)
     return bytes;
 }
 
-/* Until a condition holds, or for too long. */
-#define WAIT_UNTIL(condition)                       \
-    for (int waits_ = 0; !(condition); wait_ms()) { \
-        if (++waits_ == 20000) {                    \
-            fail_msg("not %s", #condition);         \
-        }                                           \
-    }
-
 static int pinned; /* by the workers, for good; -1: not known yet */
 
 /* Remove the liar, and wait until nothing is left of it. */
@@ -1745,26 +1737,6 @@ own_transfers_go_on_while_an_asker_floods(void **state)
 
 /* -- The frame of every test -----------------------------------------------
  */
-
-static size_t fds_before;
-
-/* Those that a process keeps once it has had an agent, which may be freed a
- * moment after it was closed. */
-static void
-note_fds(void)
-{
-    size_t last = 0;
-
-    for (int i = 0; i < 100 && (i < 2 || fds_before != last); i++) {
-        last = fds_before;
-        a = make_agent("A");
-        block_t ours = new_ours(LEGACY, MIB);
-        end_ours(&ours);
-        vnx_agent_close(a);
-        vnx_agent_release(a);
-        fds_before = open_fds();
-    }
-}
 
 static int
 start_test(void **state)
