@@ -461,7 +461,7 @@ random_plans_move_their_bytes_and_no_others(void **state)
     static const kind_t ours_kinds[] = {CPU,    PINNED,    LEGACY,
                                         MAPPED, MAPPED_FD, MANAGED};
     static const kind_t theirs_kinds[] = {
-        CPU, PINNED, LEGACY, MAPPED_FD, MAPPED_FABRIC, MAPPED, POOL};
+        CPU, PINNED, LEGACY, MAPPED_FD, MAPPED_FABRIC, MAPPED, MANAGED, POOL};
     enum {
         OURS = sizeof ours_kinds / sizeof *ours_kinds,
         THEIRS = sizeof theirs_kinds / sizeof *theirs_kinds,
