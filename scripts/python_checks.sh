@@ -205,7 +205,8 @@ check_pytest_gpu() {
     run_pytest "$VENV/bin/python" --engine gpu -k "not every_kind_of_memory \
         and not shared and not numpy and not mapped_file \
         and not mapping and not legacy_name and not of_a_failed_transfer \
-        and not that_fails_sends and not in_flight_to_the_previous" \
+        and not that_fails_sends and not in_flight_to_the_previous \
+        and not of_the_same_name and not escaped_in_logs" \
         tests/python/test_transfer.py tests/python/test_waiting.py \
         tests/python/test_xfer_states.py tests/python/test_cancel.py \
         tests/python/test_prepared_lists.py tests/python/test_indices.py \
