@@ -7,8 +7,8 @@
  * The memory is the owner's.  It must not be able to shrink, otherwise a lying
  * owner could end this process with SIGBUS.
  *
- * A half that was abandoned stays in use until the owner has answered, because
- * the owner may still write to it.
+ * A half that was abandoned stays in use until the owner has answered or the
+ * window ends, because the owner may still write to it.
  */
 #include "engine/native/cuda/window.h"
 

@@ -468,7 +468,8 @@ land_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot)
     worker->next_look = 0; /* the context works */
 }
 
-/* Find a transfer that can be continued: NULL in *result is none. */
+/* Find the place in the list of a transfer that can be continued; it holds
+ * NULL if there is none. */
 static vnxi_cuda_xfer_t **
 find_turn_lock_held(vnxi_cuda_worker_t *worker)
 {
@@ -770,8 +771,8 @@ stop_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_xfer_t *xfer)
     expect_lock_held(xfer);
 }
 
-/* What a transfer is after some halves have come back.  The cause of a failure
- * is that of the whole transfer, if there is one. */
+/* Update a transfer after halves have come back.  If the whole transfer has a
+ * cause to end, that is the error, not what happened to a half. */
 static void
 go_on_moving_lock_held(vnxi_cuda_xfer_t *xfer)
 {
