@@ -342,4 +342,16 @@ note_fds(void)
     }
 }
 
+/* Close agent A, and check that nothing of it is left. */
+static inline void
+end_agent(void)
+{
+    vnx_agent_close(a);
+    vnx_agent_release(a);
+    a = NULL;
+    WAIT_UNTIL(open_fds() == fds_before); /* the agent may be freed later */
+    assert_nothing_shared();
+    assert_int_equal(fake->streams, 0);
+}
+
 #endif

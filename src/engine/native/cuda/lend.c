@@ -214,13 +214,12 @@ vnxi_cuda_lender_count(vnxi_cuda_lender_t *lender)
 /* -- Answers ---------------------------------------------------------------
  */
 
-/* An asker that cannot be reached is gone, and its loans end with it. */
-static vnx_status_t
-try_answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
-           const vnxi_lend_t *message, int *fds, size_t fd_count,
-           vnx_error_t *error)
+vnx_status_t
+vnxi_cuda_answer(const vnxi_port_t *port, uint64_t asker,
+                 const vnxi_lend_t *message, int *fds, size_t fd_count,
+                 vnx_error_t *error)
 {
-    const vnxi_port_config_t *config = &lender->port->config;
+    const vnxi_port_config_t *config = &port->config;
     vnxi_writer_t writer = {0};
     vnx_status_t status;
 
@@ -244,7 +243,7 @@ static void
 answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
        const vnxi_lend_t *message)
 {
-    try_answer(lender, asker, message, NULL, 0, NULL);
+    vnxi_cuda_answer(lender->port, asker, message, NULL, 0, NULL);
 }
 
 /* The loan ends when the asker gives back what it may have got before. */
@@ -478,8 +477,8 @@ run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
                                              vnxi_region_end(task->region),
                                   .count = batch.count,
                                   .pieces = batch.pieces};
-        status = try_answer(lender, task->asker, &lent, batch.fds,
-                            batch.fd_count, &error);
+        status = vnxi_cuda_answer(lender->port, task->asker, &lent, batch.fds,
+                                  batch.fd_count, &error);
     }
     if (status != VNX_OK) {
         refuse(lender, task->asker, task->loan, status, error.cause);
@@ -491,7 +490,8 @@ run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
 /* -- Questions -------------------------------------------------------------
  */
 
-/* Are so many regions lent that this asker gets no more? */
+/* Return whether the asker, or all askers together, have the most loans that
+ * are allowed. */
 static bool
 is_full_lock_held(const vnxi_cuda_lender_t *lender, uint64_t asker)
 {

@@ -54,6 +54,12 @@ void vnxi_cuda_lender_recall(vnxi_cuda_lender_t *lender,
  * after the recall, are given up, with a warning. */
 void vnxi_cuda_lender_settle(vnxi_cuda_lender_t *lender);
 
+/* Send an answer.  The descriptors are closed, also after an error.  An asker
+ * that cannot be reached is gone, and its loans and windows end with it. */
+vnx_status_t vnxi_cuda_answer(const vnxi_port_t *port, uint64_t asker,
+                              const vnxi_lend_t *message, int *fds,
+                              size_t fd_count, vnx_error_t *error);
+
 /* The registered region that a question names: a reference; NULL: there is
  * none. */
 vnxi_region_t *vnxi_cuda_asked_region(const vnxi_port_t *port,

@@ -32,8 +32,8 @@
  *
  * The asker sends ASK, RETURNED, CHECK, OPEN and MOVE, the owner the others.
  *
- * A window is memory by which the owner copies its GPU memory for an asker
- * that cannot map it: a memfd of VNXI_WINDOW_BYTES that cannot shrink.  It
+ * An owner uses a window to copy its GPU memory for an asker that cannot map
+ * it.  The window is a memfd of VNXI_WINDOW_BYTES that cannot shrink.  It
  * begins with a vnxi_window_head_t, followed by two halves of
  * VNXI_WINDOW_HALF_BYTES.
  *

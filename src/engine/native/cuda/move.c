@@ -1,12 +1,13 @@
 /*
- * Design notes.  A window is a memfd of ours, so that the asker cannot make it
- * shorter under us.  The asker may write to it at any time: nothing in it is
- * believed except data, and the token that calls a copy off.
+ * Design notes.  The owner creates the memfd of a window and seals it, so that
+ * an asker cannot shrink it.  An asker may write to it at any time, so the
+ * owner reads nothing from it except data, and the token that calls a copy
+ * off.
  *
  * The first worker that copies with a window pins it, and unpins it when the
  * window or the worker ends.  Another worker lets the driver copy.
  *
- * The worker waits for the GPU during a move, at most some 4 MiB.
+ * A worker waits for the GPU during a move, which has at most a few MiB.
  */
 #include "engine/native/cuda/move.h"
 
@@ -77,34 +78,20 @@ vnxi_cuda_mover_init(vnxi_cuda_mover_t *mover, const vnxi_port_t *port)
 /* -- Answers ---------------------------------------------------------------
  */
 
-/* False: the asker does not get it.  If it is not gone, it gives up after a
- * time. */
+/* `fd`: -1 or owned.  False: the asker does not get it.  If it is not gone, it
+ * gives up after a time. */
 static bool
 answer(const vnxi_cuda_mover_t *mover, uint64_t asker, vnxi_lend_type_t type,
        uint64_t number, vnx_status_t status, const char *cause, int fd)
 {
-    const vnxi_port_config_t *config = &mover->port->config;
     const vnxi_lend_t message = {.type = type,
                                  .loan = number,
                                  .status = vnxi_lend_status(status),
                                  .cause = cause,
                                  .count = strlen(cause)};
-    vnxi_writer_t writer = {0};
 
-    vnxi_lend_write(&writer, &message);
-    const vnxi_control_t control = {.data = writer.data,
-                                    .len = writer.len,
-                                    .fds = &fd,
-                                    .fd_count = fd >= 0};
-    bool is_sent = !writer.failed;
-    if (writer.failed) {
-        vnxi_fork_fd_close(fd);
-    } else {
-        is_sent = config->host.answer(config->host.context, config->number,
-                                      asker, &control, NULL) == VNX_OK;
-    }
-    vnxi_writer_fini(&writer);
-    return is_sent;
+    return vnxi_cuda_answer(mover->port, asker, &message, &fd, fd >= 0,
+                            NULL) == VNX_OK;
 }
 
 /* -- Windows ---------------------------------------------------------------
@@ -211,19 +198,23 @@ find_lock_held(const vnxi_cuda_mover_t *mover, uint64_t asker, uint64_t number)
     return window;
 }
 
-/* NULL: the window may be opened. */
+/* NULL: the window may be opened; else why not. */
 static const char *
 refusal_lock_held(const vnxi_cuda_mover_t *mover, uint64_t asker,
-                  uint64_t number)
+                  uint64_t number, vnx_status_t *status_p)
 {
     size_t count = 0;
 
+    if (mover->is_leaving) {
+        *status_p = VNX_ERR_REMOTE_DISCONNECT;
+        return "the agent is being closed";
+    }
     for (const shared_t *window = mover->windows; window != NULL;
          window = window->next) {
         count += window->asker == asker;
     }
-    return mover->is_leaving ? "the agent is being closed"
-           : count >= ASKER_WINDOWS_MAX || mover->window_count >= WINDOWS_MAX
+    *status_p = VNX_ERR_NOT_SUPPORTED;
+    return count >= ASKER_WINDOWS_MAX || mover->window_count >= WINDOWS_MAX
                ? "it copies GPU memory for too many agents"
            : find_lock_held(mover, asker, number) != NULL
                ? "the window is open already"
@@ -263,14 +254,11 @@ close_one(vnxi_cuda_mover_t *mover, const uint64_t *asker,
 static void
 on_open(vnxi_cuda_mover_t *mover, uint64_t asker, uint64_t number)
 {
-    vnx_status_t status = VNX_ERR_NOT_SUPPORTED;
+    vnx_status_t status;
     int fd = -1;
 
     vnxi_mutex_lock(&mover->lock);
-    const char *why = refusal_lock_held(mover, asker, number);
-    if (mover->is_leaving) {
-        status = VNX_ERR_REMOTE_DISCONNECT;
-    }
+    const char *why = refusal_lock_held(mover, asker, number, &status);
     if (why == NULL) {
         shared_t *window = create_window(asker, number, &fd, &why);
         status = window == NULL ? VNX_ERR_NO_MEMORY : VNX_OK;

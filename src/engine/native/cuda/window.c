@@ -54,7 +54,7 @@ typedef struct vnxi_cuda_window {
     struct vnxi_cuda_window *next;
     window_state_t state;
     bool is_refused;   /* STATE_FAILED: by the owner */
-    bool is_ending;    /* when the owner writes to its memory no more */
+    bool is_ending;    /* as soon as the owner has stopped writing */
     bool must_end;     /* at once */
     int fd;            /* owned: STATE_OPENED */
     vnx_error_t error; /* of STATE_FAILED */
@@ -298,7 +298,7 @@ count_messages(const vnxi_cuda_half_t *half)
     return count;
 }
 
-/* The owner has no more to say about the half. */
+/* The owner has answered all messages about the half. */
 static void
 set_back_lock_held(vnxi_cuda_half_t *half)
 {

@@ -96,7 +96,7 @@ struct vnxi_cuda_xfer {
     unsigned running;  /* slots */
     bool is_filled;    /* nothing is left to start */
     bool is_parked;    /* until the peer's memory can be reached */
-    bool is_late;      /* the peer does not say what it still writes */
+    bool is_late;      /* the peer may still write, but the time is over */
     uint64_t deadline; /* of what it waits for from the peer; 0: nothing */
     unsigned attempts; /* that were in vain */
     bool is_failing;   /* starts no more; `error` is set */
@@ -500,7 +500,7 @@ take_turn_lock_held(vnxi_cuda_worker_t *worker)
     return xfer;
 }
 
-/* Has the peer to answer a question after which the transfer ends? */
+/* Return whether the peer still has to answer before the transfer can end. */
 static bool
 is_checking(const vnxi_cuda_xfer_t *xfer)
 {
@@ -821,31 +821,41 @@ run_job_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_gpu_t *gpu)
     vnxi_mutex_lock(&worker->lock);
 }
 
+/* Go on with what is in flight.  False: nothing of it has changed. */
+static bool
+go_on_lock_held(vnxi_cuda_worker_t *worker)
+{
+    slot_t *landed = find_slot(worker, SLOT_LANDED);
+    vnxi_cuda_xfer_t *xfer;
+
+    if (landed != NULL) {
+        land_lock_held(worker, landed);
+    } else if ((xfer = take_ended_lock_held(worker)) != NULL) {
+        report_lock_held(worker, xfer);
+    } else if ((xfer = find_to_stop_lock_held(worker)) != NULL) {
+        stop_lock_held(worker, xfer);
+    } else if (worker->has_windows) {
+        serve_windows_lock_held(worker);
+    } else {
+        return false;
+    }
+    return true;
+}
+
 /* Jobs for other processes alternate with the worker's own work. */
 static void
 serve_lock_held(vnxi_cuda_worker_t *worker)
 {
     for (;;) {
-        slot_t *landed = find_slot(worker, SLOT_LANDED);
-        vnxi_cuda_xfer_t *ended =
-            landed == NULL ? take_ended_lock_held(worker) : NULL;
-        vnxi_cuda_xfer_t *to_stop = find_to_stop_lock_held(worker);
+        if (go_on_lock_held(worker)) {
+            continue;
+        }
         slot_t *unused =
             worker->has_imports ? NULL : find_slot(worker, SLOT_FREE);
         bool imports =
             worker->has_imports && find_slot(worker, SLOT_RUNNING) == NULL;
         bool feeds = unused != NULL && *find_turn_lock_held(worker) != NULL;
-        bool has_job =
-            worker->jobs != NULL && !(worker->had_job && (imports || feeds));
-        if (landed != NULL) {
-            land_lock_held(worker, landed);
-        } else if (ended != NULL) {
-            report_lock_held(worker, ended);
-        } else if (to_stop != NULL) {
-            stop_lock_held(worker, to_stop);
-        } else if (worker->has_windows) {
-            serve_windows_lock_held(worker);
-        } else if (has_job) {
+        if (worker->jobs != NULL && !(worker->had_job && (imports || feeds))) {
             worker->had_job = true;
             run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu);
             check_times_lock_held(worker);

@@ -1106,12 +1106,7 @@ static int
 end_test(void **state)
 {
     (void)state;
-    vnx_agent_close(a);
-    vnx_agent_release(a);
-    a = NULL;
-    WAIT_UNTIL(open_fds() == fds_before); /* the agent may be freed later */
-    assert_nothing_shared();
-    assert_int_equal(fake->streams, 0);
+    end_agent();
     return 0;
 }
 

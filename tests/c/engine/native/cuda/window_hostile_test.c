@@ -1307,7 +1307,7 @@ moves_touch_the_bytes_that_were_asked_for_and_no_others(void **state)
     }
 }
 
-/* Changed bytes of a MOVE that is right.  There is no answer. */
+/* Send a valid MOVE of which some bytes were changed.  A does not answer. */
 static void
 send_damaged(party_t *party, const ask_t *ask)
 {
@@ -1751,12 +1751,7 @@ static int
 end_test(void **state)
 {
     (void)state;
-    vnx_agent_close(a);
-    vnx_agent_release(a);
-    a = NULL;
-    WAIT_UNTIL(open_fds() == fds_before); /* the agent may be freed later */
-    assert_nothing_shared();
-    assert_int_equal(fake->streams, 0);
+    end_agent();
     assert_int_equal(fake->registered, 0);
     return 0;
 }
