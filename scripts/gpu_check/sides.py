@@ -38,6 +38,7 @@ class Sides:
         worker: For worker.py: size, memory, peer_memory.
         stock: Whether stock NIXL takes part, if it is installed.
         env: More variables for ours.
+        floor: What differs in the driver's own copy from `worker`.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class Sides:
         worker: dict[str, Any],
         stock: bool = True,
         env: dict[str, str] | None = None,
+        floor: dict[str, Any] | None = None,
     ) -> None:
         self.options = options
         self.lost: dict[str, str] = {}  # why a side does not take part
         self.sides: dict[str, GpuSide] = {}
         self._start("ours", "ours", worker, env or {})
-        self._start("floor", "bare", worker, {})
+        self._start("floor", "bare", {**worker, **(floor or {})}, {})
         if stock and options.stock is not None:
             for name, more in STOCK.items():
                 self._start(name, "stock", worker, more, options.stock)

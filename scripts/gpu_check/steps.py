@@ -55,6 +55,7 @@ def all_steps(torch: str | None = None) -> list[Step]:
         Step("right_replaced"),
         Step("right_death"),
         Step("figures_host"),
+        Step("figures_moved"),
         Step("right_program"),
         Step("right_leaks"),
         Step("figures_start"),

@@ -1,7 +1,7 @@
 """The measuring processes, with the roles of vllm_nixl/_bench/worker.py.
 
     worker.py reader ours|stock OPTIONS
-    worker.py owner ours|stock SIZE gpu|pinned|pageable
+    worker.py owner ours|stock SIZE gpu|unshared|pinned|pageable
     worker.py bare OPTIONS     copies as many bytes in one piece, by the driver
 
 OPTIONS is JSON: the size, and the memory of both sides.  Stock NIXL is
@@ -28,6 +28,7 @@ from vllm_nixl._bench.owner import Owner  # noqa: E402
 from vllm_nixl._bench.reader import Reader  # noqa: E402
 
 from gpu_check.driver import Gpu  # noqa: E402
+from gpu_check.memory import Malloc, Unshared  # noqa: E402
 
 if TYPE_CHECKING:
     from vllm_nixl._bench.impl import Impl
@@ -41,9 +42,10 @@ class GpuMemory:
 
     kind = "VRAM"
 
-    def __init__(self, gpu: Gpu, size: int) -> None:
+    def __init__(self, gpu: Gpu, size: int, unshared: bool) -> None:
         self.gpu, self.size = gpu, size
-        self.address = gpu.alloc(size)
+        self.memory = (Unshared if unshared else Malloc)(gpu, size)
+        self.address = self.memory.address
 
     def region(self) -> list[tuple[int, int, int, str]]:
         return [(self.address, self.size, 0, "")]
@@ -71,9 +73,10 @@ class GpuMemory:
 
 
 def make_memory(gpu: Gpu, size: int, kind: str) -> Any:
-    """`gpu`; `pinned`: CPU memory that the GPU reaches; `pageable`."""
-    if kind == "gpu":
-        return GpuMemory(gpu, size)
+    """`gpu`; `unshared`: memory of the GPU that no other process can map;
+    `pinned`: CPU memory that the GPU reaches; `pageable`."""
+    if kind in {"gpu", "unshared"}:
+        return GpuMemory(gpu, size, kind == "unshared")
     memory = Memory(size)
     if kind == "pinned":
         gpu.call("cuMemHostRegister_v2", memory.address, size, REGISTER_FLAGS)

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.beyond_stock, pytest.mark.slow]
 
 # Keep only the peer's pipe, because the peer must survive.
 SCENE = """
-import ctypes, os, sys, tempfile, time
+import ctypes, os, sys, time
 from support.endpoint import Endpoint
 from support.peer import PeerProcess
 from support.transfers import Long
@@ -34,10 +34,9 @@ def close_all():
                 os.close(int(name))
             except OSError:
                 pass
-    folder = tempfile.mkdtemp()
     files = []
     while len(files) < 200:
-        name = os.path.join(folder, str(len(files)))
+        name = os.path.join(os.environ["FOLDER"], str(len(files)))
         files.append(os.open(name, os.O_RDWR | os.O_CREAT))
     return files
 
@@ -111,6 +110,9 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("scene", SCENES)
-def test_agent_survives_closing_of_all_descriptors(inproc, scene, end):
+def test_agent_survives_closing_of_all_descriptors(
+    inproc, scene, end, tmp_path
+):
     source = SCENE + SCENES[scene] + ENDS[end]
-    assert run_program(source, env=inproc.env, timeout=60).stdout == "closed\n"
+    env = {**inproc.env, "FOLDER": str(tmp_path)}
+    assert run_program(source, env=env, timeout=60).stdout == "closed\n"
