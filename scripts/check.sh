@@ -6,6 +6,8 @@ set -euo pipefail
 . "$(dirname "$0")/python_checks.sh"
 . "$(dirname "$0")/aarch64_checks.sh"
 . "$(dirname "$0")/debian_checks.sh"
+. "$(dirname "$0")/archives.sh"
+. "$(dirname "$0")/musl_checks.sh"
 
 # skip REASON: end the check as skipped.
 skip() {

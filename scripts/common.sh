@@ -18,6 +18,18 @@ die() {
     exit 1
 }
 
+# quietly COMMAND...: run it; print the end of its output if it fails.
+quietly() {
+    local log
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        tail -n 60 "$log" | without_urls >&2
+        rm -f "$log"
+        die "failed: $*"
+    fi
+    rm -f "$log"
+}
+
 # Remove host names from the output of package clients.
 without_urls() {
     sed -E -e 's#(https?|ftp)://[^[:space:]"'\'',;)]+#<url>#g' \

@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -21,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/pidfd.h"
 #include "engine/native/shm/hub.h"
 #include "engine/native/shm/vm.h"
 
@@ -360,7 +360,7 @@ measure_copying(void)
     must(eventfd_read(ready, &count) == 0, "waiting for the other process");
     vnxi_vm_target_t target = {
         .pid = pid,
-        .pidfd = pidfd_open(pid, 0),
+        .pidfd = vnxi_pidfd_open(pid),
         .operation = "vnx_xfer_post",
     };
     measure_blocks(&blocks, 4 << 10, &target);

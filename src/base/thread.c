@@ -4,6 +4,28 @@
 
 #include "base/fork_fds.h"
 
+/* Enough for libcurl, OpenSSL and UCX.  The default may be less: musl's is
+ * 128 KiB, and glibc's is RLIMIT_STACK. */
+#define STACK_MIN ((size_t)1 << 20)
+
+static int
+create(pthread_t *thread_p, void *(*entry)(void *), void *arg)
+{
+    pthread_attr_t attr;
+    size_t size;
+
+    int ret = pthread_attr_init(&attr);
+    if (ret != 0) {
+        return ret;
+    }
+    if (pthread_attr_getstacksize(&attr, &size) == 0 && size < STACK_MIN) {
+        pthread_attr_setstacksize(&attr, STACK_MIN);
+    }
+    ret = pthread_create(thread_p, &attr, entry, arg);
+    pthread_attr_destroy(&attr);
+    return ret;
+}
+
 /* The new thread inherits the signal mask of its creator. */
 int
 vnxi_thread_start(pthread_t *thread_p, void *(*entry)(void *), void *arg)
@@ -12,7 +34,7 @@ vnxi_thread_start(pthread_t *thread_p, void *(*entry)(void *), void *arg)
 
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(thread_p, NULL, entry, arg);
+    int ret = create(thread_p, entry, arg);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return ret;
 }

@@ -7,9 +7,9 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-/* Start a thread with all signals blocked: signals are the program's business,
- * and a write to a closed connection must not kill it (SIGPIPE).  Returns 0 or
- * an errno. */
+/* Start a thread with a stack of at least 1 MiB and all signals blocked:
+ * signals are the program's business, and a write to a closed connection must
+ * not kill it (SIGPIPE).  Returns 0 or an errno. */
 int vnxi_thread_start(pthread_t *thread_p, void *(*entry)(void *), void *arg);
 
 /* The same for a thread that is not joined. */

@@ -18,7 +18,7 @@
 _Atomic(vnxi_slot_t *) vnxi_chunks[VNXI_CHUNKS];
 
 static atomic_uint_fast64_t head = NOWHERE; /* number, place */
-static atomic_uint_fast32_t used;           /* places that were ever used */
+static atomic_uint used;                    /* places that were ever used */
 
 /* -- Free slots ------------------------------------------------------------
  */
@@ -81,14 +81,14 @@ make_chunk(uint32_t place)
 static vnxi_slot_t *
 new_slot(void)
 {
-    uint_fast32_t place = atomic_load(&used);
+    unsigned place = atomic_load(&used);
 
     do {
-        if (place >= NOWHERE || make_chunk((uint32_t)place) == NULL) {
+        if (place >= NOWHERE || make_chunk(place) == NULL) {
             return NULL;
         }
     } while (!atomic_compare_exchange_weak(&used, &place, place + 1));
-    return vnxi_slot_at((uint32_t)place);
+    return vnxi_slot_at(place);
 }
 
 /* Let nobody use the slot by its old handle. */

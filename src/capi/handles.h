@@ -61,7 +61,7 @@ typedef struct vnxi_slot {
     const void *owner; /* backends, prepared lists, requests: the handle of
                           the agent */
     void (*destroy)(void *object); /* of a shared object, by its last user */
-    atomic_uint_fast32_t next;     /* free slots: the place after this one */
+    atomic_uint next;              /* free slots: the place after this one */
     uint32_t place;
 } vnxi_slot_t;
 

@@ -28,7 +28,7 @@
 #include "base/log.h"
 #include "base/mutex.h"
 
-#if __WORDSIZE == 64
+#if __SIZEOF_POINTER__ == 8
 #define SYMBOL_OF(info) ELF64_R_SYM(info)
 #else
 #define SYMBOL_OF(info) ELF32_R_SYM(info)
@@ -90,7 +90,7 @@ static ssize_t
 guarded_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     size_t len = 0;
-    for (size_t i = 0; i < message->msg_iovlen; i++) {
+    for (size_t i = 0; i < (size_t)message->msg_iovlen; i++) {
         len += message->msg_iov[i].iov_len;
     }
     return pass_off(fd, sendmsg(fd, message, flags), len);

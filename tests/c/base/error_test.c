@@ -116,7 +116,7 @@ test_error_names_the_limit_of_descriptors(void **state)
     char words[VNXI_ERRNO_TEXT], expected[VNXI_ERRNO_TEXT];
     (void)state;
     assert_string_equal(vnxi_errno(ENOENT), "No such file or directory");
-    assert_string_equal(vnxi_errno(-5), "Unknown error -5");
+    assert_string_equal(vnxi_errno(-5), strerror(-5));
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
     low = before;
     low.rlim_cur = 300;
@@ -134,9 +134,8 @@ test_error_names_the_limit_of_descriptors(void **state)
              "ulimit -n)");
     assert_string_equal(vnxi_descriptors_text(words), expected);
     assert_true(vnxi_descriptors_are_scarce());
-    assert_string_equal(vnxi_errno_text(EMFILE, words) +
-                            strlen("Too many open files"),
-                        expected);
+    assert_string_equal(
+        vnxi_errno_text(EMFILE, words) + strlen(strerror(EMFILE)), expected);
     close(last);
     assert_non_null(strstr(vnxi_descriptors(), "299 of 300"));
     for (fd = first; fd < last; fd++) {

@@ -36,6 +36,41 @@ test_thread_blocks_signals_and_keeps_the_callers_mask(void **state)
 }
 
 static void *
+note_stack(void *argument)
+{
+    pthread_attr_t attr;
+
+    *(size_t *)argument = 0;
+    if (pthread_getattr_np(pthread_self(), &attr) == 0) {
+        pthread_attr_getstacksize(&attr, argument);
+        pthread_attr_destroy(&attr);
+    }
+    return NULL;
+}
+
+static void
+test_thread_has_a_stack_of_a_mebibyte(void **state)
+{
+    pthread_attr_t usual, small;
+    pthread_t thread;
+    size_t size;
+    (void)state;
+
+    assert_int_equal(pthread_getattr_default_np(&usual), 0);
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 128 << 10);
+    assert_int_equal(pthread_setattr_default_np(&small), 0);
+    int ret = vnxi_thread_start(&thread, note_stack, &size);
+    pthread_setattr_default_np(&usual);
+    pthread_attr_destroy(&usual);
+    pthread_attr_destroy(&small);
+    assert_int_equal(ret, 0);
+    pthread_join(thread, NULL);
+    /* musl's count lacks what it keeps at the end. */
+    assert_in_range(size, (1u << 20) - 4096, SIZE_MAX);
+}
+
+static void *
 post(void *argument)
 {
     sem_post(argument);
@@ -81,6 +116,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(
             test_thread_blocks_signals_and_keeps_the_callers_mask),
+        cmocka_unit_test(test_thread_has_a_stack_of_a_mebibyte),
         cmocka_unit_test(test_thread_detached_runs),
         cmocka_unit_test(test_thread_cond_uses_the_monotonic_clock),
     };

@@ -23,8 +23,10 @@ static atomic_bool silent; /* "silent.test" gets no answer */
 
 int __real_getaddrinfo(const char *host, const char *service,
                        const struct addrinfo *hints, struct addrinfo **out);
-int __wrap_getaddrinfo(const char *host, const char *service,
-                       const struct addrinfo *hints, struct addrinfo **out);
+/* Visible, because libraries refer to the function. */
+__attribute__((visibility("default"))) int
+__wrap_getaddrinfo(const char *host, const char *service,
+                   const struct addrinfo *hints, struct addrinfo **out);
 
 /* "many.test": twenty addresses, the way the real one chains them. */
 static struct addrinfo *

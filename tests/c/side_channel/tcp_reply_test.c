@@ -12,7 +12,9 @@
 static size_t realloc_limit = SIZE_MAX; /* above it memory is "out" */
 
 void *__real_realloc(void *pointer, size_t size);
-void *__wrap_realloc(void *pointer, size_t size);
+/* Visible, because libraries refer to the function. */
+__attribute__((visibility("default"))) void *__wrap_realloc(void *pointer,
+                                                            size_t size);
 
 void *
 __wrap_realloc(void *pointer, size_t size)

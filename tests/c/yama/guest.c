@@ -132,7 +132,8 @@ enter_own_pids(void)
     }
     pid_t pid = fork();
     if (pid > 0) {
-        close_range(SIDE_FD, ~0u, 0); /* also the sockets of other sides */
+        syscall(SYS_close_range, SIDE_FD, ~0u,
+                0); /* also the sockets of other sides */
         waitpid(pid, &status, 0);
         _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
     }

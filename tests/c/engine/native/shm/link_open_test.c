@@ -1,6 +1,7 @@
 /* Admission to links, and hostile peers, which must do no harm. */
 #include "link_node.h"
 
+#include <errno.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -147,8 +148,7 @@ test_link_open_reports_a_lack_of_descriptors(void **state)
         few = limit;
         few.rlim_cur = (rlim_t)(first + free);
         assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
-        check_refused(&node, &peer.info, VNX_ERR_BACKEND,
-                      "Too many open files");
+        check_refused(&node, &peer.info, VNX_ERR_BACKEND, strerror(EMFILE));
         assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
         assert_int_equal(open_fds(), fds);
     }

@@ -20,6 +20,17 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+/* The types of addresses in glibc's headers are unions. */
+#ifdef __GLIBC__
+typedef __CONST_SOCKADDR_ARG const_address_t;
+typedef __SOCKADDR_ARG address_t;
+#define ADDRESS(a) ((a).__sockaddr__)
+#else
+typedef const struct sockaddr *const_address_t;
+typedef struct sockaddr *address_t;
+#define ADDRESS(a) (a)
+#endif
+
 /* -- The moment ------------------------------------------------------------
  */
 
@@ -56,30 +67,30 @@ pass(moment_t now)
 }
 
 EXPORT int
-connect(int fd, __CONST_SOCKADDR_ARG addr, socklen_t len)
+connect(int fd, const_address_t addr, socklen_t len)
 {
     int (*real)(int, const struct sockaddr *, socklen_t) =
         (int (*)(int, const struct sockaddr *, socklen_t))dlsym(RTLD_NEXT,
                                                                 "connect");
-    if (addr.__sockaddr__->sa_family != AF_INET) {
-        return real(fd, addr.__sockaddr__, len);
+    if (ADDRESS(addr)->sa_family != AF_INET) {
+        return real(fd, ADDRESS(addr), len);
     }
     if (atomic_load(&moment) != NEVER) {
         stop_victim();
     }
-    int ret = real(fd, addr.__sockaddr__, len);
+    int ret = real(fd, ADDRESS(addr), len);
     pass(CONNECTED);
     return ret;
 }
 
 EXPORT int
-getpeername(int fd, __SOCKADDR_ARG addr, socklen_t *restrict len)
+getpeername(int fd, address_t addr, socklen_t *restrict len)
 {
     int (*real)(int, struct sockaddr *, socklen_t *) =
         (int (*)(int, struct sockaddr *, socklen_t *))dlsym(RTLD_NEXT,
                                                             "getpeername");
-    int ret = real(fd, addr.__sockaddr__, len);
-    if (ret == 0 && addr.__sockaddr__->sa_family == AF_INET) {
+    int ret = real(fd, ADDRESS(addr), len);
+    if (ret == 0 && ADDRESS(addr)->sa_family == AF_INET) {
         pass(FOUND_CONNECTED);
     }
     return ret;
@@ -238,7 +249,9 @@ main(int argc, char **argv)
     };
 
     setenv("UCX_TLS", "tcp", 1);
+#ifdef M_PERTURB
     mallopt(M_PERTURB, 1); /* freed memory is overwritten */
+#endif
     if (argc == 3 && strcmp(argv[1], "--peer") == 0) {
         run_peer(atoi(argv[2]));
     }
