@@ -58,7 +58,8 @@
 #define VNXI_LEND_STATUS_MAX 64  /* this and higher numbers are not sent */
 
 #define VNXI_WINDOW_HALVES 2u
-#define VNXI_WINDOW_HEAD_BYTES 4096u
+/* So that the halves are pages of their own, whatever the size of pages is. */
+#define VNXI_WINDOW_HEAD_BYTES 65536u
 #define VNXI_WINDOW_HALF_BYTES (4u << 20)
 #define VNXI_WINDOW_BYTES \
     (VNXI_WINDOW_HEAD_BYTES + VNXI_WINDOW_HALVES * VNXI_WINDOW_HALF_BYTES)
