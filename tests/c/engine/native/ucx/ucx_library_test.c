@@ -363,7 +363,7 @@ test_ucx_library_error_lists_every_candidate(void **state)
     }
     assert_why("nixl_cu13.libs/libucp-1.so.0.0.0 has no ucs_log_push");
     assert_why("nixl_cu12.libs/libucp-1.so.0.0.0");
-    assert_why("; libucp.so.0: ");
+    assert_why("libucp.so.0: ");
     assert_why("pip install libucx-cu12");
 }
 
