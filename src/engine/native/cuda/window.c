@@ -56,6 +56,7 @@ typedef struct vnxi_cuda_window {
     bool is_refused;   /* STATE_FAILED: by the owner */
     bool is_ending;    /* as soon as the owner has stopped writing */
     bool must_end;     /* at once */
+    bool is_silent;    /* because the owner has not answered in time */
     int fd;            /* owned: STATE_OPENED */
     vnx_error_t error; /* of STATE_FAILED */
     /* The gpu's thread. */
@@ -376,6 +377,7 @@ vnxi_cuda_halves_abandon(const vnxi_cuda_gpu_t *gpu, const void *user,
             }
             if (!waits) { /* its answer may never come */
                 window->is_ending = window->must_end = true;
+                window->is_silent = true;
                 window->gpu->wake_for_windows(window->gpu);
             }
         }
@@ -442,7 +444,10 @@ call_off_lock_held(window_t *window)
             half->state = HALF_BACK;
             half->status = vnxi_error_set(
                 &half->error, VNX_ERR_BACKEND, OPERATION,
-                "the window to the peer's GPU memory was closed");
+                window->is_silent
+                    ? "the peer has not answered a question about its GPU "
+                      "memory in time, so the window to it was closed"
+                    : "the window to the peer's GPU memory was closed");
         }
     }
     return waits;
