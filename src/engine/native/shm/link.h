@@ -28,7 +28,10 @@
 #include "engine/native/shm/shm_wire.h"
 
 #define VNXI_LINK_QUEUE_MAX (256u << 20)
-#define VNXI_LINK_QUEUE_FDS_MAX 1024u
+/* Those of four answers with handles, which an agent asks for at a time
+ * (cuda/import.c), and of its windows: about a quarter of what most systems
+ * allow a process. */
+#define VNXI_LINK_QUEUE_FDS_MAX 272u
 
 typedef struct vnxi_hub vnxi_hub_t; /* hub.h */
 typedef struct vnxi_link vnxi_link_t;

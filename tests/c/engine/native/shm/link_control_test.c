@@ -126,10 +126,10 @@ test_link_closes_descriptors_that_it_cannot_send(void **state)
     assert_true(node_wait_accepted(&node, 1));
     vnxi_link_close(link);
     assert_true(node_wait(&node, &node.account.askers_gone, 2));
-    fds = open_fds();
+    fds = open_fds(); /* perhaps also the link's socket, for a moment */
     assert_int_equal(node_send_control(&node, link, 0, 1, NODE_HEAD, 64),
                      VNX_ERR_REMOTE_DISCONNECT);
-    assert_int_equal(open_fds(), fds);
+    assert_in_range(open_fds(), 0, fds);
     vnxi_link_release(link);
     node_fini(&node);
 }
@@ -138,13 +138,15 @@ test_link_closes_descriptors_that_it_cannot_send(void **state)
 
 static const size_t some_fds[] = {0, 1, 64, 3, 0, 17};
 
-/* Much more than the socket takes. */
+/* Messages of fill_queue(): much more than the socket takes. */
+#define FILL 18u
+
 static size_t
 fill_queue(node_t *node)
 {
     size_t sent = 0;
 
-    for (uint32_t i = 0; i < 48; i++) {
+    for (uint32_t i = 0; i < FILL; i++) {
         assert_int_equal(
             node_send_control(node, NULL, i, 1, 60000, some_fds[i % 6]),
             VNX_OK);
@@ -166,8 +168,8 @@ test_link_queues_descriptors_for_a_stopped_process(void **state)
     size_t sent = fill_queue(&node);
     assert_true(open_fds() > here + 64); /* they wait in the queue */
     kill(peer.pid, SIGCONT);
-    node_account_t account = peer_wait(&peer, CONTROLS, 48);
-    assert_int_equal(account.controls, 48);
+    node_account_t account = peer_wait(&peer, CONTROLS, FILL);
+    assert_int_equal(account.controls, FILL);
     assert_int_equal(account.control_fds, sent);
     assert_int_equal(account.bad, 0);
     assert_int_equal(account.lost, 0);
@@ -221,7 +223,7 @@ test_link_forked_child_keeps_no_queued_descriptor(void **state)
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_int_equal(status, 0);
     kill(peer.pid, SIGCONT);
-    node_account_t account = peer_wait(&peer, CONTROLS, 48);
+    node_account_t account = peer_wait(&peer, CONTROLS, FILL);
     assert_int_equal(account.control_fds, sent);
     assert_int_equal(account.bad, 0);
     wait_fds(here);
