@@ -148,8 +148,8 @@ do_read(member_t *member)
                     (vnx_indices_t){from, count, VNX_INDEX_U16}, NULL, 0,
                     false, &xfer, NULL)) &&
         is_fine(member, vnx_xfer_post(xfer, NULL, 0, NULL)) &&
-        is_fine(member,
-                vnx_agent_wait(crowd->here, &xfer, 1, 0, SECONDS(60), NULL)) &&
+        is_fine(member, vnx_agent_wait(crowd->here, &xfer, 1, 0,
+                                       vnx_test_limit(60), NULL)) &&
         is_fine(member, vnx_xfer_status(xfer, NULL))) {
         for (size_t i = 0; i < count; i++) {
             assert_memory_equal(slice + (size_t)to[i] * PIECE,
@@ -178,7 +178,7 @@ do_write(member_t *member)
     }
     if (is_fine(member, vnx_xfer_post(xfer, NULL, 0, NULL)) &&
         is_fine(member, vnx_agent_wait(crowd->here, &xfer, 1, VNX_WAIT_ANY,
-                                       SECONDS(60), NULL)) &&
+                                       vnx_test_limit(60), NULL)) &&
         is_fine(member, vnx_xfer_status(xfer, NULL))) {
         atomic_fetch_add(&crowd->sent, 1);
         if (!crowd->spoils) {

@@ -301,7 +301,7 @@ test_shm_write_lands_before_its_notification(void **state)
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
     assert_int_equal(ask(&s.child, 'n'), 7);
     assert_int_equal(ask(&s.child, 'p'), sum);
-    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, vnx_test_limit(30), e));
     vnx_xfer_abandon(xfer);
     vnx_dlist_release(remote);
     scene_close(&s);
@@ -314,7 +314,8 @@ post_until_error(vnx_agent_t *agent, vnx_xfer_t *xfer)
     for (int i = 0; i < 10000; i++) {
         vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, NULL);
         if (status >= 0) {
-            status = vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), NULL);
+            status =
+                vnx_agent_wait(agent, &xfer, 1, 0, vnx_test_limit(30), NULL);
         }
         if (status < 0) {
             return status;
@@ -345,7 +346,7 @@ test_shm_killed_peer_is_a_disconnect_and_can_restart(void **state)
             make_scattered(agent, VNX_OP_READ, local, remote, "n");
         vnx_xfer_post(xfer, NULL, 0, NULL);
         kill(child.pid, SIGKILL);
-        vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(10), NULL);
+        vnx_agent_wait(agent, &xfer, 1, 0, vnx_test_limit(10), NULL);
         assert_int_equal(post_until_error(agent, xfer),
                          VNX_ERR_REMOTE_DISCONNECT);
         assert_int_equal(vnx_agent_send_notif(agent, "B", 1, "x", 1, NULL),
@@ -477,7 +478,8 @@ read_row(churn_t *churn, vnx_dlist_t *remote, uint32_t row, unsigned round)
     if (status == VNX_IN_PROG && round % 3 == 0) {
         status = vnx_xfer_cancel(xfer, &stopped, NULL);
     } else if (status == VNX_IN_PROG) {
-        status = vnx_agent_wait(s->agent, &xfer, 1, false, SECONDS(30), NULL);
+        status = vnx_agent_wait(s->agent, &xfer, 1, false, vnx_test_limit(30),
+                                NULL);
     }
     if (status == VNX_OK) {
         status = vnx_xfer_status(xfer, NULL);

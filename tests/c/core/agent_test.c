@@ -280,9 +280,9 @@ test_agent_wait_times_out_and_counts(void **state)
         }
         timeouts +=
             vnx_agent_wait(p->a, xfers, 8, 0, 0, NULL) == VNX_ERR_TIMEOUT;
-        assert_ok(
-            vnx_agent_wait(p->a, xfers, 8, VNX_WAIT_ANY, SECONDS(30), e));
-        assert_ok(vnx_agent_wait(p->a, xfers, 8, 0, SECONDS(30), e));
+        assert_ok(vnx_agent_wait(p->a, xfers, 8, VNX_WAIT_ANY,
+                                 vnx_test_limit(30), e));
+        assert_ok(vnx_agent_wait(p->a, xfers, 8, 0, vnx_test_limit(30), e));
         rounds++;
     }
     assert_int_equal(timeouts, 1);

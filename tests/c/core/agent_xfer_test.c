@@ -498,7 +498,7 @@ test_xfer_keeps_the_notification_of_its_last_post(void **state)
     run_xfer(s->here, xfer);
     expect_notif(s->there, "first");
     assert_ok(vnx_xfer_post(xfer, "second", 6, e));
-    assert_ok(vnx_agent_wait(s->here, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(s->here, &xfer, 1, 0, vnx_test_limit(30), e));
     expect_notif(s->there, "second");
     run_xfer(s->here, xfer);
     expect_notif(s->there, "second");
@@ -530,7 +530,8 @@ test_wait_for_any_returns_while_others_are_in_flight(void **state)
     for (int i = 0; i < 2; i++) {
         assert_true(vnx_xfer_post(xfers[i], NULL, 0, NULL) >= 0);
     }
-    assert_ok(vnx_agent_wait(s->here, xfers, 2, VNX_WAIT_ANY, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(s->here, xfers, 2, VNX_WAIT_ANY,
+                             vnx_test_limit(30), e));
     assert_int_equal(vnx_xfer_state(xfers[0]), VNX_XFER_POSTED);
     assert_int_equal(vnx_xfer_state(xfers[1]), VNX_XFER_DONE);
     assert_int_equal(vnx_agent_wait(s->here, xfers, 2, 0, 1000000, NULL),

@@ -175,7 +175,7 @@ test_core_fork_during_a_transfer(void **state)
     for (int i = 0; i < 5; i++) {
         assert_int_equal(vnx_xfer_post(h.xfer, NULL, 0, NULL), VNX_IN_PROG);
         run_forked(release_all, &h);
-        assert_ok(vnx_agent_wait(p->a, &h.xfer, 1, 0, SECONDS(30), e));
+        assert_ok(vnx_agent_wait(p->a, &h.xfer, 1, 0, vnx_test_limit(30), e));
         assert_ok(vnx_xfer_status(h.xfer, e));
         vnx_notif_free(await_notif(p->b));
     }
@@ -271,7 +271,8 @@ talk_to_parent(handles_t *h)
     vnx_xfer_t *xfer =
         make_xfer(own, VNX_OP_READ, local, remote, ROWS, "from the child");
     CHECK(vnx_xfer_post(xfer, NULL, 0, NULL) >= 0);
-    CHECK(vnx_agent_wait(own, &xfer, 1, 0, SECONDS(30), NULL) == VNX_OK);
+    CHECK(vnx_agent_wait(own, &xfer, 1, 0, vnx_test_limit(30), NULL) ==
+          VNX_OK);
     CHECK(vnx_xfer_status(xfer, NULL) == VNX_OK);
     CHECK(memcmp(mine, p->at_b, p->len) == 0);
     CHECK(vnx_xfer_release(xfer, NULL) == VNX_OK);

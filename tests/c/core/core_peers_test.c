@@ -330,8 +330,9 @@ static void
 check_lost(vnx_agent_t *agent, vnx_xfer_t *xfer, const char *cause)
 {
     vnx_error_t error;
-    assert_int_equal(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), &error),
-                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(
+        vnx_agent_wait(agent, &xfer, 1, 0, vnx_test_limit(30), &error),
+        VNX_ERR_REMOTE_DISCONNECT);
     assert_int_equal(error.row, 0);
     assert_string_equal(error.operation, "vnx_agent_wait");
     assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_FAILED);

@@ -154,7 +154,7 @@ test_core_stats_count_a_transfer_when_it_ends(void **state)
     assert_int_equal(sum_of(stats.post_us_log2), 1);
     assert_int_equal(number_of_b(p->a, "in_flight"), 1);
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, vnx_test_limit(30), e));
     assert_int_equal(number_of_b(p->a, "in_flight"), 0);
     assert_int_equal(stats_of(p->a).xfers_done, 1);
     assert_ok(vnx_xfer_release(xfer, e));
@@ -536,7 +536,8 @@ move_rows(void *argument)
             atomic_fetch_add(&churn->tried, 1);
             vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, NULL);
             if (status == VNX_IN_PROG) {
-                status = vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), NULL);
+                status = vnx_agent_wait(p->a, &xfer, 1, 0, vnx_test_limit(30),
+                                        NULL);
             }
             atomic_fetch_add(&churn->moved, status == VNX_OK);
         }

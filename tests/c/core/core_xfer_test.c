@@ -58,7 +58,7 @@ test_core_xfer_is_ready_then_posted_then_done(void **state)
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
     check_status(xfer, VNX_XFER_POSTED, VNX_IN_PROG, "");
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, vnx_test_limit(30), e));
     check_status(xfer, VNX_XFER_DONE, VNX_OK, "");
     assert_memory_equal(p->at_a, p->at_b, p->len);
     assert_ok(vnx_xfer_release(xfer, e));
@@ -79,7 +79,7 @@ test_core_xfer_posted_again_while_active_is_refused(void **state)
     assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_POSTED);
     assert_null(vnx_agent_take_notifs(p->b));
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, vnx_test_limit(30), e));
     check_notif(p->b, "first");
     assert_int_equal(stats_of(p->a).xfers_posted, 1);
     run_xfer(p->a, xfer);
@@ -295,7 +295,7 @@ test_core_xfer_telemetry_is_of_the_last_post(void **state)
     assert_in_range(first_start, wall_us() - 86400000000u,
                     wall_us() + 86400000000u);
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, vnx_test_limit(30), e));
     assert_ok(vnx_xfer_telemetry(xfer, &telemetry, e));
     assert_int_equal(telemetry.start_us, first_start);
     assert_true(telemetry.xfer_us >= telemetry.post_us);

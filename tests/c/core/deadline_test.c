@@ -140,8 +140,8 @@ test_deadline_in_a_forked_child(void **state)
 static void
 await_end(vnx_agent_t *agent, vnx_xfer_t *xfer)
 {
-    assert_ok(
-        vnx_agent_wait(agent, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, VNX_WAIT_NO_CHECK,
+                             vnx_test_limit(30), e));
 }
 
 static void

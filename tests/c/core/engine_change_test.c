@@ -45,7 +45,7 @@ assert_moves_to_itself(vnx_agent_t *agent)
                               VNX_MEM_DRAM, &to, 1, "A", 1, NULL, 0, NULL,
                               &xfer, e));
     assert_ok(vnx_xfer_post(xfer, NULL, 0, e));
-    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(10), e));
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, vnx_test_limit(10), e));
     assert_ok(vnx_xfer_release(xfer, e));
 }
 

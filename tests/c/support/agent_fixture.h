@@ -121,7 +121,7 @@ static inline void
 run_xfer(vnx_agent_t *agent, vnx_xfer_t *xfer)
 {
     assert_ok(vnx_xfer_post(xfer, NULL, 0, e));
-    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, vnx_test_limit(30), e));
     assert_ok(vnx_xfer_status(xfer, e));
 }
 

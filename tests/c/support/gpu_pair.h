@@ -164,7 +164,8 @@ make_ours(vnx_op_t op, const block_t *ours, const block_t *theirs)
 static inline vnx_status_t
 end_of(vnx_xfer_t *xfer, vnx_error_t *error)
 {
-    assert_ok(vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(60), e));
+    assert_ok(
+        vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, vnx_test_limit(60), e));
     return vnx_xfer_status(xfer, error);
 }
 

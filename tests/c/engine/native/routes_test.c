@@ -473,8 +473,8 @@ static void
 assert_fails(vnx_agent_t *agent, vnx_xfer_t *xfer, vnx_status_t status)
 {
     vnx_error_t error;
-    assert_ok(
-        vnx_agent_wait(agent, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, VNX_WAIT_NO_CHECK,
+                             vnx_test_limit(30), e));
     assert_int_equal(vnx_xfer_status(xfer, &error), status);
 }
 
@@ -533,7 +533,7 @@ test_routes_move_cpu_memory_by_shm_and_gpu_memory_by_ucx(void **state)
     for (int i = 0; i < 2; i++) {
         assert_int_equal(vnx_xfer_post(both[i], NULL, 0, NULL), VNX_IN_PROG);
     }
-    assert_ok(vnx_agent_wait(agent, both, 2, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(agent, both, 2, 0, vnx_test_limit(30), e));
     assert_memory_equal(arena->cpu_a, arena->cpu_b, LEN);
     assert_memory_equal(arena->gpu_a, arena->gpu_b, LEN);
     assert_string_equal(vnx_xfer_backend(both[0]), "SHM");
@@ -902,8 +902,8 @@ test_routes_in_flight_end_when_the_peers_region_goes(void **state)
     tell(&s.child, 'C');
     usleep(20000); /* the message is on its way */
     hold(FAKE_GET, false);
-    assert_ok(
-        vnx_agent_wait(s.agent, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(s.agent, &xfer, 1, VNX_WAIT_NO_CHECK,
+                             vnx_test_limit(30), e));
     vnx_status_t status = vnx_xfer_status(xfer, NULL);
     assert_true(status == VNX_ERR_NOT_FOUND || status == VNX_OK);
     AWAIT(vnx_xfer_post(xfer, NULL, 0, NULL) == VNX_ERR_NOT_FOUND);
@@ -936,8 +936,8 @@ test_routes_survive_the_failure_of_one(void **state)
     vnx_xfer_t *xfer = make_mixed(s.agent, VNX_OP_READ, NULL);
     post_held(xfer);
     calls->break_eps(-25);
-    assert_ok(
-        vnx_agent_wait(s.agent, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(s.agent, &xfer, 1, VNX_WAIT_NO_CHECK,
+                             vnx_test_limit(30), e));
     assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_REMOTE_DISCONNECT);
     assert_string_equal(error.peer, "B");
     hold(FAKE_GET, false);
@@ -971,7 +971,7 @@ test_routes_of_one_transfer_end_once(void **state)
             vnx_xfer_cancel(xfer, &stopped, NULL);
         }
         assert_ok(vnx_agent_wait(s.agent, &xfer, 1, VNX_WAIT_NO_CHECK,
-                                 SECONDS(30), e));
+                                 vnx_test_limit(30), e));
         vnx_status_t status = vnx_xfer_status(xfer, NULL);
         assert_true(i % 7 == 6 ? status <= 0 : (status < 0) == (i % 5 == 4));
         atomic_store(&fake->of[FAKE_GET].fail_post, 0);
@@ -1021,7 +1021,7 @@ test_routes_in_flight_end_at_the_timeout(void **state)
     vnx_xfer_t *xfer = make_by_ucx(agent, &child);
     assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, SECONDS(30), NULL),
                      VNX_IN_PROG);
-    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, vnx_test_limit(30), e));
     assert_memory_equal(arena->gpu_a, arena->gpu_b, LEN);
 
     hold(FAKE_GET, true);

@@ -489,7 +489,7 @@ test_nixl_engine_cannot_stop_a_request_in_the_library(void **state)
                      VNX_ERR_NOT_SUPPORTED);
     assert_int_equal(vnx_xfer_release(xfer, &error), VNX_ERR_NOT_SUPPORTED);
     fake->hangs = false;
-    assert_ok(vnx_agent_wait(duo->a, &xfer, 1, 0, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(duo->a, &xfer, 1, 0, vnx_test_limit(30), e));
     release(xfer);
     assert_int_equal(fake->released_active, 0);
 }

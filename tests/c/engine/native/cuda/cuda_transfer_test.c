@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "gpu_blocks.h"
 
 static vnx_agent_t *a, *b; /* a knows b and itself */
@@ -95,7 +96,8 @@ make_block_xfer(vnx_op_t op, const block_t *local, const char *peer,
 static vnx_status_t
 end_of(vnx_xfer_t *xfer, vnx_error_t *error)
 {
-    assert_ok(vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(60), e));
+    assert_ok(
+        vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, vnx_test_limit(60), e));
     return vnx_xfer_status(xfer, error);
 }
 
@@ -709,7 +711,10 @@ device_error_in_the_middle_is_found(void **state)
 static void
 await_gpus(unsigned count)
 {
+    uint64_t deadline = vnxi_clock_deadline(vnx_test_limit(30));
+
     for (unsigned found = 0; found < count; usleep(1000)) {
+        assert_true(vnxi_clock_ns() < deadline);
         char *text = describe(a);
         found = 0;
         for (const char *at = text; (at = strstr(at, "copies_by")) != NULL;
@@ -767,7 +772,8 @@ move_again_and_again(void *arg)
         if (i % 5 == 4) {
             assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
             assert_ok(vnx_xfer_cancel(xfer, &is_stopped, e));
-            vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(60), NULL);
+            vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, vnx_test_limit(60),
+                           NULL);
         } else {
             run_xfer(a, xfer);
             assert_same(&local, remote);
