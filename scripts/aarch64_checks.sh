@@ -151,7 +151,8 @@ check_aarch64() {
     local tool
     for tool in "${AARCH64_TOOLS[@]}"; do
         command -v "$tool" >/dev/null ||
-            skip "$tool is missing: apt-get install $AARCH64_TOOL_PACKAGES"
+            skip "$tool is missing: apt-get install --no-install-recommends" \
+                "$AARCH64_TOOL_PACKAGES"
     done
     [ $# -gt 0 ] || set -- bash scripts/aarch64_tests.sh "$AARCH64_SITE" \
         $(printf "tests/python/test_%s.py " "${AARCH64_TESTS[@]}")
