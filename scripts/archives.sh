@@ -71,6 +71,13 @@ fetch_source() {
         quietly dpkg-source -x "$dir/$1"_*.dsc "$dir/tree"
 }
 
+# without_autotools SOURCE: keep make from running the Autotools because Debian has
+# patched Makefile.am.
+without_autotools() {
+    touch "$1/aclocal.m4"
+    touch "$1/configure" "$1/config.h.in" "$1/Makefile.in"
+}
+
 # fetch_package NAME ARCHITECTURE: download and unpack a binary package, as
 # $ARCHIVES/packages/NAME-ARCHITECTURE/tree.
 fetch_package() {

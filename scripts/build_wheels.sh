@@ -104,10 +104,7 @@ build_openssl() {
 
 build_libevent() {
     local arch=$1 dir=$2 source="$WHEELS/source/libevent/tree"
-    # Debian patches Makefile.am; the change is not needed here, and neither are
-    # the Autotools.
-    touch "$source/aclocal.m4"
-    touch "$source/configure" "$source/config.h.in" "$source/Makefile.in"
+    without_autotools "$source"
     quietly env CC="$dir/cc" AR="$dir/ar" RANLIB="$dir/ranlib" \
         CFLAGS="$CFLAGS" CPPFLAGS="-I$dir/prefix/include" \
         LDFLAGS="-L$dir/prefix/lib" \

@@ -8,16 +8,14 @@ MUSL="$WORK/musl-libraries"
 musl_libevent() {
     local source="$ARCHIVES/source/libevent/tree"
     mkdir -p "$MUSL/libevent"
-    # The Autotools are not needed.
-    touch "$source/aclocal.m4"
-    touch "$source/configure" "$source/config.h.in" "$source/Makefile.in"
+    without_autotools "$source"
     (cd "$MUSL/libevent" && quietly env CC="$MUSL/cc" \
         "$source/configure" --prefix="$MUSL" --disable-static \
         --disable-openssl --disable-samples --disable-libevent-regress \
         --disable-debug-mode && quietly make -j "$(nproc)" install)
 }
 
-# Of one file; CMake's answers are all yes.
+# cmocka is one source file.  Its config.h has what CMake would find on Linux.
 musl_cmocka() {
     local source="$ARCHIVES/source/cmocka/tree"
     mkdir -p "$MUSL/cmocka"

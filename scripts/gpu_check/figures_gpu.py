@@ -48,21 +48,11 @@ def rows(options: Options) -> list[Row]:
 
 def measure(options: Options) -> Iterator[tuple[str, Figures, str]]:
     size = options.pick(1024, 8) * MIB
-    bytes_moved = size // 4
     sides = Sides(
         options, {"size": size, "memory": "gpu", "peer_memory": "gpu"}
     )
     seconds = 0.02 if options.quick else 0.3
-    for block in blocks(options):
-        for operation in OPERATIONS:
-            samples = sides.sample(
-                op=operation,
-                block=block,
-                batch=bytes_moved // block,
-                seconds=seconds,
-                verify=block >= LARGE,  # smaller ones: right_rows
-            )
-            yield f"{operation}_{block}", best(samples), sides.note()
+    yield from sides.measure_blocks(blocks(options), OPERATIONS, 0.3)
     samples = sides.sample(
         op="READ", block=MANY_BLOCK, batch=many(options), seconds=seconds
     )

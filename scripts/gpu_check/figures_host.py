@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .memory import KIB, MIB
+from .memory import MIB
 from .report import Figures, Options, Row
-from .sides import LARGE, Sides, best, size_text
+from .sides import LARGE, Sides, host_blocks, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 KINDS = ("pinned", "pageable")
 # READ is from the peer's GPU memory.
 OPERATIONS = {"READ": "GPU to CPU", "WRITE": "CPU to GPU"}
-
-
-def blocks(options: Options) -> list[int]:
-    few = [64 * KIB]
-    return few if options.quick else [16 * KIB, *few, MIB]
 
 
 def rows(options: Options) -> list[Row]:
@@ -30,7 +25,7 @@ def rows(options: Options) -> list[Row]:
             floor_min=0.85 if kind == "pinned" and block >= LARGE else None,
         )
         for kind in KINDS
-        for block in blocks(options)
+        for block in host_blocks(options)
         for operation, text in OPERATIONS.items()
     ]
 
@@ -44,15 +39,7 @@ def measure(options: Options) -> Iterator[tuple[str, Figures, str]]:
             {"size": size, "memory": kind, "peer_memory": "gpu"},
             stock=kind == "pinned",
         )
-        for block in blocks(options):
-            for operation in OPERATIONS:
-                samples = sides.sample(
-                    op=operation,
-                    block=block,
-                    batch=size // 4 // block,
-                    seconds=0.02 if options.quick else 0.25,
-                    verify=block >= LARGE,
-                )
-                name = f"{kind}_{operation}_{block}"
-                yield name, best(samples), sides.note()
+        yield from sides.measure_blocks(
+            host_blocks(options), OPERATIONS, 0.25, f"{kind}_"
+        )
         sides.close()

@@ -5,19 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .memory import KIB, MIB, OPERATIONS
+from .memory import MIB, OPERATIONS
 from .report import Figures, Options, Row
-from .sides import LARGE, Sides, best, size_text
+from .sides import Sides, host_blocks, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KINDS = {"gpu": "GPU memory", "pageable": "pageable memory"}
-
-
-def blocks(options: Options) -> list[int]:
-    few = [64 * KIB]
-    return few if options.quick else [16 * KIB, *few, MIB]
 
 
 def rows(options: Options) -> list[Row]:
@@ -28,7 +23,7 @@ def rows(options: Options) -> list[Row]:
             "GB/s",
         )
         for kind, text in KINDS.items()
-        for block in blocks(options)
+        for block in host_blocks(options)
         for operation in OPERATIONS
     ]
 
@@ -43,15 +38,7 @@ def measure(options: Options) -> Iterator[tuple[str, Figures, str]]:
             # Every byte crosses the bus, to the window and from it.
             floor={"memory": "pinned"},
         )
-        for block in blocks(options):
-            for operation in OPERATIONS:
-                samples = sides.sample(
-                    op=operation,
-                    block=block,
-                    batch=size // 4 // block,
-                    seconds=0.02 if options.quick else 0.25,
-                    verify=block >= LARGE,
-                )
-                name = f"{kind}_{operation}_{block}"
-                yield name, best(samples), sides.note()
+        yield from sides.measure_blocks(
+            host_blocks(options), OPERATIONS, 0.25, f"{kind}_"
+        )
         sides.close()

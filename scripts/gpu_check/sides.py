@@ -14,7 +14,9 @@ from vllm_nixl._bench.turns import Side, in_turns
 from .memory import KIB, MIB
 
 if TYPE_CHECKING:
-    from .report import Options
+    from collections.abc import Iterable, Iterator
+
+    from .report import Figures, Options
 
 # From this size on, blocks must be copied about as fast as one large piece.
 LARGE = 64 * KIB
@@ -50,6 +52,7 @@ class Sides:
         floor: dict[str, Any] | None = None,
     ) -> None:
         self.options = options
+        self.size = int(worker["size"])
         self.lost: dict[str, str] = {}  # why a side does not take part
         self.sides: dict[str, GpuSide] = {}
         self._start("ours", "ours", worker, env or {})
@@ -113,6 +116,30 @@ class Sides:
             if (found := [sample for sample in samples if sample is not None])
         }
 
+    def measure_blocks(
+        self,
+        blocks: list[int],
+        operations: Iterable[str],
+        seconds: float,
+        prefix: str = "",
+    ) -> Iterator[tuple[str, Figures, str]]:
+        """Move a quarter of the memory in blocks of each size.  The rows are
+        PREFIX OPERATION_BLOCK."""
+        for block in blocks:
+            for operation in operations:
+                samples = self.sample(
+                    op=operation,
+                    block=block,
+                    batch=self.size // 4 // block,
+                    seconds=0.02 if self.options.quick else seconds,
+                    verify=block >= LARGE,  # smaller ones: right_rows
+                )
+                yield (
+                    f"{prefix}{operation}_{block}",
+                    best(samples),
+                    self.note(),
+                )
+
     def note(self) -> str:
         return "; ".join(self.lost.values())
 
@@ -123,6 +150,12 @@ def best(samples: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
         name: max(float(sample["gbs"]) for sample in found)
         for name, found in samples.items()
     }
+
+
+def host_blocks(options: Options) -> list[int]:
+    """The sizes where memory of the CPU takes part."""
+    few = [64 * KIB]
+    return few if options.quick else [16 * KIB, *few, MIB]
 
 
 def size_text(size: int) -> str:
