@@ -346,6 +346,7 @@ note_fds(void)
 static inline void
 end_agent(void)
 {
+    calls->hold(false); /* a test may have failed meanwhile */
     vnx_agent_close(a);
     vnx_agent_release(a);
     a = NULL;

@@ -28,9 +28,9 @@
 #include "engine/native/shm/shm_wire.h"
 
 #define VNXI_LINK_QUEUE_MAX (256u << 20)
-/* Those of four answers with handles, which an agent asks for at a time
- * (cuda/import.c), and of its windows: about a quarter of what most systems
- * allow a process. */
+/* An honest agent waits for at most four answers with 64 handles each
+ * (cuda/import.c) and for 16 windows.  That is about a quarter of the
+ * descriptors that most systems allow a process. */
 #define VNXI_LINK_QUEUE_FDS_MAX 272u
 
 typedef struct vnxi_hub vnxi_hub_t; /* hub.h */
