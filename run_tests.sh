@@ -27,6 +27,7 @@ PYTHON=$(find_python) || die "Python 3.10 to 3.14 was not found"
 export PYTHON
 rm -rf "$LOGS"
 mkdir -p "$LOGS"
+trap 'stop_checks; exit 130' INT TERM HUP
 make_venv "$VENV" "$PYTHON"
 pip_install "$VENV" "${TEST_NEEDS[@]}" "${TOOL_NEEDS[@]}"
 say "  $("$VENV/bin/python" --version) in .venv," \

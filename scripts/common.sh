@@ -4,9 +4,10 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORK="$ROOT/build-tests" # the checks build here; git ignores it
 
-# Compile no Python modules to files: the tests start hundreds of processes that
-# would compile the same modules, and import few of those that pip installs.
-export PYTHONDONTWRITEBYTECODE= PIP_NO_COMPILE=1
+# pip compiles no modules, because the tests import few of those that it
+# installs.  Modules that are imported are compiled once: the tests start
+# hundreds of processes.  (pip's variable is the opposite of its option.)
+export PYTHONDONTWRITEBYTECODE= PIP_NO_COMPILE=0
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 
 say() {

@@ -45,7 +45,7 @@ have_fuzzer() {
 }
 
 clang_major() {
-    clang -dumpversion 2>/dev/null | cut -d. -f1 || true
+    clang -dumpversion | cut -d. -f1
 }
 
 MISSING=()
@@ -68,7 +68,6 @@ find_missing_python() {
 }
 
 find_missing() {
-    local major
     MISSING=()
     need build-essential have_compiler
     need pkg-config have_command pkg-config
@@ -83,8 +82,10 @@ find_missing() {
     need clang have_command clang
     need clang-format have_command clang-format
     need clang-tidy have_command clang-tidy
-    major=$(clang_major)
-    need "libclang-rt-${major:-14}-dev" have_fuzzer
+    # Its name has the version of clang, which the first installation brings.
+    if have_command clang; then
+        need "libclang-rt-$(clang_major)-dev" have_fuzzer
+    fi
 }
 
 apt_install() {
@@ -133,6 +134,10 @@ confirm
 say "installing them with apt-get"
 apt_install "${MISSING[@]}"
 find_missing
+if [ ${#MISSING[@]} -ne 0 ]; then
+    apt_install "${MISSING[@]}"
+    find_missing
+fi
 if [ ${#MISSING[@]} -ne 0 ]; then
     die "still missing after the installation: ${MISSING[*]}" \
         "${PYTHON:+(with PYTHON=$PYTHON)}"

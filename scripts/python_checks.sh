@@ -111,8 +111,8 @@ check_examples() {
 }
 
 # check_readme [installation]: check the code, commands and figures of README.md,
-# and run its quick start.  With `installation`, follow it from the first command
-# on a copy of the sources, in a new environment: this needs root (else the
+# and run its quick start.  With `installation`, run its commands from the first
+# one on, in one shell, on a copy of the sources: this needs root (else the
 # packages of apt-get must be there) and a package index.
 check_readme() {
     cd "$ROOT"
@@ -121,24 +121,23 @@ check_readme() {
         run_pytest "$VENV/bin/python" tests/python/test_readme.py
         return
     fi
-    local copy="$WORK/readme" venv="$WORK/venv-readme" command
-    rm -rf "$copy" "$venv"
+    local copy="$WORK/readme" command
+    rm -rf "$copy"
     copy_sources "$copy"
-    "$(find_python)" -m venv "$venv"
     # apt-get answers its question itself, and upgrades nothing.
     printf 'APT::Get::%s;\n' 'Assume-Yes "true"' 'Upgrade "false"' \
         >"$copy/apt.conf"
-    export PATH="$venv/bin:$PATH" APT_CONFIG="$copy/apt.conf"
+    export APT_CONFIG="$copy/apt.conf"
     cd "$copy"
     while IFS= read -r command; do
         if [[ "$command" == apt-get* && "$(id -u)" != 0 ]]; then
-            say "not run, needs root: $command"
+            printf 'echo %q\n' "not run, needs root: $command"
             continue
         fi
-        say "\$ $command"
-        bash -c "$command" </dev/null
-    done < <(python scripts/readme.py --installation)
-    python scripts/readme.py --run
+        printf 'echo %q\n%s\n' "\$ $command" "$command"
+    done < <("$(find_python)" scripts/readme.py --installation) >commands.sh
+    echo "python scripts/readme.py --run" >>commands.sh
+    bash -e commands.sh </dev/null
 }
 
 # check_docs [FOLDER]: build the documentation site, in which every warning is an

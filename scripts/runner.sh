@@ -32,8 +32,9 @@ start() {
         begin=$SECONDS
         status=0
         timeout --kill-after=10 "$limit" \
-            bash "$ROOT/scripts/check.sh" "$@" >"$id.log" 2>&1 </dev/null ||
-            status=$?
+            bash "$ROOT/scripts/check.sh" "$@" >"$id.log" 2>&1 </dev/null &
+        echo $! >"$id.pid" # also the number of its process group
+        wait $! || status=$?
         if [ $status = 124 ] || [ $status = 137 ]; then
             echo "stopped: it took more than $limit s" >>"$id.log"
         fi
@@ -42,6 +43,18 @@ start() {
             >"$id.ending"
         mv "$id.ending" "$id.end"
     ) &
+}
+
+# End the checks that are running: a signal from the terminal does not reach
+# them.
+stop_checks() {
+    local entry group
+    trap - EXIT INT TERM HUP
+    for entry in ${CHECKS[@]+"${CHECKS[@]}"}; do
+        if [ ! -f "${entry#*|}.end" ] && group=$(cat "${entry#*|}.pid"); then
+            kill -- "-$group" 2>/dev/null || true
+        fi
+    done
 }
 
 # Print the CPU seconds of a shell's children from the output of `times`.
@@ -176,9 +189,15 @@ print_notes() {
     done
 }
 
-# Print the summary.  Returns 1 if a check failed.
+# Print the summary.  Returns 1 if a check failed or did not report its end.
 finish() {
-    local total=$((SECONDS - STARTED))
+    local total=$((SECONDS - STARTED)) number
+    for number in "${!CHECKS[@]}"; do
+        if [ -z "${REPORTED[$number]:-}" ]; then
+            FAILED=$((FAILED + 1))
+            FAIL_NOTES+=("${CHECKS[$number]%%|*}: it ended without a status")
+        fi
+    done
     print_notes "skipped" ${SKIP_NOTES[@]+"${SKIP_NOTES[@]}"}
     print_notes "failed" ${FAIL_NOTES[@]+"${FAIL_NOTES[@]}"}
     section "total: $((total / 60)) min $((total % 60)) s"

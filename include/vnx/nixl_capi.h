@@ -19,7 +19,7 @@
  * changed or destroyed.
  *
  * Errors.  A call that fails leaves its outputs untouched.  The log has the
- * cause if its level is VNX_LOG_DEBUG (vnx/log.h).
+ * cause, as a warning.
  *
  * Threads.  Every call may be made from any thread at any time.  But objects
  * that hold values (parameters, optional arguments, lists, maps, iterators)
@@ -29,7 +29,7 @@
  * comment says so.
  *
  * Forks.  An agent belongs to the process that created it.  In a forked child
- * its calls fail.
+ * its calls fail; nixl_capi_get_notifs() adds nothing.
  */
 #ifndef VNX_NIXL_CAPI_H
 #define VNX_NIXL_CAPI_H
@@ -251,9 +251,11 @@ nixl_capi_params_destroy_iterator(nixl_capi_param_iter_t iter);
 
 /* -- Backends ------------------------------------------------------------- */
 
-/* Create a backend.  BACKEND: no such plugin, or it exists already.
- * Destroying the handle keeps the backend, which lives as long as the agent.
- * Returns owned: nixl_capi_destroy_backend(). */
+/* Create a backend.  BACKEND: no such plugin, or it exists already; or another
+ * engine has it, and the agent has registered memory, read its metadata,
+ * prepared a list or loaded a peer (VLLM_NIXL_ENGINE chooses the engine from
+ * the beginning).  Destroying the handle keeps the backend, which lives as
+ * long as the agent.  Returns owned: nixl_capi_destroy_backend(). */
 nixl_capi_status_t nixl_capi_create_backend(nixl_capi_agent_t agent,
                                             const char *plugin_name,
                                             nixl_capi_params_t params,
@@ -499,7 +501,8 @@ typedef struct nixl_capi_xfer_telemetry_s *nixl_capi_xfer_telemetry_t;
 
 /* Write the figures of the last post to *telemetry.  NO_TELEMETRY: neither the
  * agent's configuration nor NIXL_TELEMETRY_ENABLE asked for it.  IN_PROG: the
- * transfer goes on; nothing is written.  BACKEND: it was never posted. */
+ * transfer goes on; nothing is written.  An error: that of the transfer, or it
+ * was never posted. */
 nixl_capi_status_t
 nixl_capi_get_xfer_telemetry(nixl_capi_agent_t agent,
                              nixl_capi_xfer_req_t req_hndl,

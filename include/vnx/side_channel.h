@@ -74,7 +74,8 @@ typedef struct vnx_side_channel_options {
     uint32_t client_timeout_ms;  /* server: limit for a client's whole
                                     exchange; VNX_SIDE_CHANNEL_TIMEOUT_MS */
     uint32_t idle_timeout_ms;    /* server: limit for a client that neither
-                                    sends nor receives; client_timeout_ms */
+                                    sends nor receives; at most, and by
+                                    default, client_timeout_ms */
     uint32_t max_rate;           /* new connections per second from one
                                     address (one /64 of IPv6); no limit.  A
                                     burst may be twice as large */

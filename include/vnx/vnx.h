@@ -14,8 +14,9 @@
  *            free at once.  "returns owned": the caller frees with the named
  *            function.  Objects may be released in any order.
  * Forks      An agent belongs to the process that created it.  In a forked
- *            child its calls return VNX_ERR_NOT_ALLOWED and releases do
- *            nothing; states, plugins and telemetry need no lock and still
+ *            child its calls return VNX_ERR_NOT_ALLOWED, there are no
+ *            notifications, and releases do nothing; plugins, telemetry and
+ *            the states of transfers that have ended need no lock and still
  *            work.
  * Errors     A call that returns vnx_status_t fills `error` (may be NULL) and
  *            leaves its outputs untouched when the status is negative.
@@ -188,6 +189,12 @@ const void *vnx_agent_name(const vnx_agent_t *agent, size_t *len_p);
 /* The engine's name ("native"); NULL before the first backend is created.
  * vnx_agent_create_backend() says when it may change. */
 const char *vnx_agent_engine(const vnx_agent_t *agent);
+
+/* Return whether calls that make, post and release transfers, and
+ * vnx_agent_poll_notifs(), may wait for calls of other threads on the agent:
+ * with the engine nixl, for a lock of NIXL's.  Release a lock that other
+ * threads need before such a call.  One atomic load. */
+bool vnx_agent_may_wait(const vnx_agent_t *agent);
 
 /* The i-th backend that this agent can create; NULL past the last one.  As
  * long as the engine may change, the list covers all engines that may be
@@ -529,6 +536,13 @@ struct vnx_notif {
  * atomic load).  Returns owned: vnx_notif_free() frees the chain. */
 vnx_notif_t *vnx_agent_take_notifs(vnx_agent_t *agent);
 void vnx_notif_free(vnx_notif_t *chain);
+
+/* The parts of vnx_agent_take_notifs(), for callers that hold a lock.  The
+ * first one takes what has arrived, and never waits.  *poll_is_due_p: nothing
+ * has, for many calls in a row; call the second one, which receives what is on
+ * its way, and take again. */
+vnx_notif_t *vnx_agent_take_arrived(vnx_agent_t *agent, bool *poll_is_due_p);
+void vnx_agent_poll_notifs(vnx_agent_t *agent);
 
 /* Send a notification that belongs to no transfer (copied).  It is delivered
  * exactly once and in order, unless the peer is gone. */

@@ -64,13 +64,13 @@ class _Events:
         if not self._is_set:
             self._waiting = self._loop.create_future()
             try:
-                await asyncio.wait_for(self._waiting, timeout)
-            except asyncio.TimeoutError:
-                return False
+                # Before Python 3.12, asyncio.wait_for() would lose a
+                # cancellation that comes together with an event.
+                await asyncio.wait([self._waiting], timeout=timeout)
             finally:
                 self._waiting = None
-        self._is_set = False
-        return True
+        is_set, self._is_set = self._is_set, False
+        return is_set
 
 
 async def wait_async(

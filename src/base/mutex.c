@@ -151,7 +151,7 @@ vnxi_cond_timedwait(vnxi_cond_t *cond, vnxi_mutex_t *mutex,
 void
 vnxi_rwlock_init(vnxi_rwlock_t *lock, vnxi_rank_t rank)
 {
-    pthread_rwlock_init(&lock->os, NULL);
+    vnxi_rwlock_init_os(&lock->os);
     lock->rank = rank;
 }
 

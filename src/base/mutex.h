@@ -52,6 +52,7 @@
     X(POLLER_FLIGHT, "poller.flight_lock")         \
     X(POLLER_INBOX, "poller.inbox_lock")           \
     X(NIXL_LIBRARY, "nixl_library")                \
+    X(HUB_SETTLE, "hub.settle_lock")               \
     X(HUB_LOOP, "hub.loop")                        \
     X(REGISTRY_CHANGE, "registry.change_lock")     \
     X(REGISTRY, "registry.lock")                   \
@@ -107,6 +108,21 @@ typedef pthread_cond_t vnxi_cond_t;
 
 /* Only for condition variables that are waited on without a deadline. */
 #define VNXI_COND_INIT PTHREAD_COND_INITIALIZER
+
+/* A writer gets the lock as soon as the present readers have left. */
+static inline void
+vnxi_rwlock_init_os(pthread_rwlock_t *lock)
+{
+    pthread_rwlockattr_t attr;
+
+    pthread_rwlockattr_init(&attr);
+#ifdef __GLIBC__ /* musl has nothing like it */
+    pthread_rwlockattr_setkind_np(
+        &attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
+    pthread_rwlock_init(lock, &attr);
+    pthread_rwlockattr_destroy(&attr);
+}
 
 #ifdef VNXI_LOCK_RANKS
 
@@ -201,7 +217,7 @@ static inline void
 vnxi_rwlock_init(vnxi_rwlock_t *lock, vnxi_rank_t rank)
 {
     (void)rank;
-    pthread_rwlock_init(lock, NULL);
+    vnxi_rwlock_init_os(lock);
 }
 
 static inline void

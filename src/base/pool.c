@@ -289,3 +289,13 @@ vnxi_pool_settle(void)
     settlers--;
     vnxi_mutex_unlock(&lock);
 }
+
+bool
+vnxi_pool_is_idle(void)
+{
+    vnxi_mutex_lock(&lock);
+    bool is_running = is_running_lock_held(handed_out);
+    vnxi_mutex_unlock(&lock);
+    return !is_running && atomic_load(&entered[0]) == 0 &&
+           atomic_load(&entered[1]) == 0;
+}

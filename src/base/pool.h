@@ -47,4 +47,7 @@ void vnxi_pool_leave(unsigned entered);
  * Takes as long as one chunk.  Must not be called from a chunk. */
 void vnxi_pool_settle(void);
 
+/* Return whether vnxi_pool_settle() would not have to wait.  Does not wait. */
+bool vnxi_pool_is_idle(void);
+
 #endif

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fork.h"
 #include "base/mutex.h"
 
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_SEARCH_PATH);
@@ -22,20 +23,36 @@ free_all(char **dirs, size_t count)
     free(dirs);
 }
 
-bool
-vnxi_search_path_set(const char *const *dirs, size_t count)
+/* NULL: no memory. */
+static char **
+copy_all(const char *const *dirs, size_t count)
 {
     char **copy = calloc(count + 1, sizeof *copy);
-    if (copy == NULL) {
-        return false;
-    }
-    for (size_t i = 0; i < count; i++) {
+
+    for (size_t i = 0; copy != NULL && i < count; i++) {
         copy[i] = strdup(dirs[i]);
         if (copy[i] == NULL) {
             free_all(copy, i);
-            return false;
+            return NULL;
         }
     }
+    return copy;
+}
+
+static void
+forget_in_child(void)
+{
+    vnxi_mutex_init(&lock, VNXI_RANK_SEARCH_PATH);
+}
+
+bool
+vnxi_search_path_set(const char *const *dirs, size_t count)
+{
+    char **copy = copy_all(dirs, count);
+    if (copy == NULL) {
+        return false;
+    }
+    vnxi_fork_on_child(forget_in_child);
     vnxi_mutex_lock(&lock);
     char **old = directories;
     size_t old_count = directory_count;
@@ -104,15 +121,22 @@ vnxi_search_path_find(const char *pattern)
 {
     char *found = NULL;
 
+    /* Looking into folders of a network takes long: not under the lock. */
     vnxi_mutex_lock(&lock);
-    if (directories == NULL) {
+    bool is_set = directories != NULL;
+    size_t count = directory_count;
+    char **dirs = copy_all((const char *const *)directories, directory_count);
+    vnxi_mutex_unlock(&lock);
+    if (!is_set) {
         char *own = own_directory();
         found = own != NULL ? find_in(own, pattern) : NULL;
         free(own);
     }
-    for (size_t i = 0; i < directory_count && found == NULL; i++) {
-        found = find_in(directories[i], pattern);
+    for (size_t i = 0; dirs != NULL && i < count && found == NULL; i++) {
+        found = find_in(dirs[i], pattern);
     }
-    vnxi_mutex_unlock(&lock);
+    if (dirs != NULL) {
+        free_all(dirs, count);
+    }
     return found;
 }

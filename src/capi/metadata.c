@@ -96,6 +96,10 @@ nixl_capi_load_remote_md(nixl_capi_agent_t agent, const void *data, size_t len,
     if (slot == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
+    if (len > PTRDIFF_MAX) {
+        vnxi_slot_leave(slot);
+        return NIXL_CAPI_ERROR_BACKEND; /* as in NIXL */
+    }
     const vnxi_capi_agent_t *object = vnxi_capi_agent_of(slot);
     nixl_capi_status_t status = vnxi_capi_result(
         object,

@@ -313,6 +313,9 @@ nixl_capi_gen_notif(nixl_capi_agent_t agent, const char *remote_agent,
             NIXL_CAPI_SUCCESS) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
+    if (len > PTRDIFF_MAX) {
+        return NIXL_CAPI_ERROR_BACKEND; /* as in NIXL */
+    }
     vnxi_slot_t *slot = vnxi_capi_agent_share(agent);
     if (slot == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;

@@ -215,10 +215,14 @@ make(nixl_capi_agent_t agent, vnx_op_t op, const side_t *local,
      const side_t *remote, nixl_capi_opt_args_t opt_args, vnx_xfer_t **xfer_p)
 {
     const prepared_t *from = local->slot->object, *to = remote->slot->object;
+    vnxi_selection_t selection;
     extras_t extras;
     vnx_error_t error;
     nixl_capi_status_t status = extras_get(opt_args, &extras);
 
+    if (status == NIXL_CAPI_SUCCESS) {
+        status = vnxi_options_select(opt_args, agent, &selection);
+    }
     if (status != NIXL_CAPI_SUCCESS) {
         return status;
     }
@@ -445,12 +449,13 @@ static nixl_capi_status_t
 read_telemetry(const vnx_xfer_t *xfer, nixl_capi_xfer_telemetry_t telemetry)
 {
     vnx_xfer_telemetry_t figures;
+    vnx_status_t status = vnx_xfer_status(xfer, NULL);
 
-    if (vnx_xfer_state(xfer) == VNX_XFER_POSTED) {
-        return NIXL_CAPI_IN_PROG;
+    if (status == VNX_OK) {
+        status = vnx_xfer_telemetry(xfer, &figures, NULL);
     }
-    if (vnx_xfer_telemetry(xfer, &figures, NULL) != VNX_OK) {
-        return NIXL_CAPI_ERROR_BACKEND; /* not posted */
+    if (status != VNX_OK) {
+        return vnxi_abi_status(status);
     }
     *telemetry = (struct nixl_capi_xfer_telemetry_s){
         .start_time_us = figures.start_ns / 1000,

@@ -106,6 +106,12 @@ vnx_agent_engine(const vnx_agent_t *agent)
     return chosen != NULL ? chosen->ops->name : NULL;
 }
 
+bool
+vnx_agent_may_wait(const vnx_agent_t *agent)
+{
+    return atomic_load_explicit(&agent->may_wait, memory_order_relaxed);
+}
+
 const char *
 vnx_agent_plugin(vnx_agent_t *agent, size_t i)
 {
@@ -181,6 +187,7 @@ choose_lock_held(vnx_agent_t *agent, vnxi_candidate_t *to, const char *backend)
     vnxi_choice_explain_lock_held(&agent->choice, to, backend);
     agent->ops = to->ops;
     agent->engine = to->engine;
+    atomic_store(&agent->may_wait, to->ops->may_wait);
     atomic_store(&agent->chosen, to);
     if (from != NULL) {
         vnxi_candidate_stop_lock_held(from);
@@ -453,31 +460,54 @@ vnx_agent_clear_events(vnx_agent_t *agent)
  * a few nanoseconds to each. */
 #define POLLS_BEFORE_PROGRESS 64
 
+/* Count an empty poll.  True: make progress. */
+static bool
+is_poll_due(vnx_agent_t *agent)
+{
+    atomic_uint *empty_polls = &agent->notifs.empty_polls;
+    unsigned polls =
+        atomic_load_explicit(empty_polls, memory_order_relaxed) + 1;
+
+    atomic_store_explicit(empty_polls, polls, memory_order_relaxed);
+    return polls % POLLS_BEFORE_PROGRESS == 0;
+}
+
 vnx_notif_t *
-vnx_agent_take_notifs(vnx_agent_t *agent)
+vnx_agent_take_arrived(vnx_agent_t *agent, bool *poll_is_due_p)
 {
     vnxi_notifs_t *notifs = &agent->notifs;
 
+    *poll_is_due_p = false;
+    if (vnxi_fork_crossed(agent->fork_count)) {
+        return NULL; /* the eventfd is the parent's, too */
+    }
     if (atomic_load_explicit(&agent->events.signalled, memory_order_relaxed)) {
         vnxi_events_clear(&agent->events);
     }
     if (atomic_load_explicit(&notifs->count, memory_order_acquire) == 0) {
-        unsigned polls =
-            atomic_load_explicit(&notifs->empty_polls, memory_order_relaxed) +
-            1;
-        atomic_store_explicit(&notifs->empty_polls, polls,
-                              memory_order_relaxed);
-        if (polls % POLLS_BEFORE_PROGRESS != 0 || !vnxi_agent_usable(agent) ||
-            !atomic_load(&agent->is_bound)) {
-            return NULL;
-        }
-        agent->ops->notif_poll(agent->engine);
-        if (atomic_load_explicit(&notifs->count, memory_order_acquire) == 0) {
-            return NULL;
-        }
-    }
-    if (vnxi_fork_crossed(agent->fork_count)) {
+        *poll_is_due_p = is_poll_due(agent);
         return NULL;
     }
     return vnxi_notifs_take(notifs);
+}
+
+void
+vnx_agent_poll_notifs(vnx_agent_t *agent)
+{
+    if (vnxi_agent_usable(agent) && atomic_load(&agent->is_bound)) {
+        agent->ops->notif_poll(agent->engine);
+    }
+}
+
+vnx_notif_t *
+vnx_agent_take_notifs(vnx_agent_t *agent)
+{
+    bool poll_is_due;
+    vnx_notif_t *chain = vnx_agent_take_arrived(agent, &poll_is_due);
+
+    if (poll_is_due) {
+        vnx_agent_poll_notifs(agent);
+        chain = vnx_agent_take_arrived(agent, &poll_is_due);
+    }
+    return chain;
 }

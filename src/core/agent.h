@@ -54,6 +54,7 @@ struct vnx_agent {
                                            changed with choice.lock held,
                                            constant once is_bound is set */
     atomic_bool is_bound;               /* the engine cannot change any more */
+    atomic_bool may_wait;               /* that of `ops` */
     const vnxi_engine_ops_t *ops;       /* those of `chosen` */
     vnxi_engine_t *engine;
     uint64_t wall_minus_mono_us; /* set at creation; for telemetry */

@@ -39,7 +39,7 @@ vnxi_events_init(vnxi_events_t *events)
     atomic_init(&events->signalled, false);
     events->subscribed = NULL;
     atomic_init(&events->subscribers, 0);
-    events->fds_epoch = vnxi_fds_epoch();
+    atomic_init(&events->fds_epoch, vnxi_fds_epoch());
 }
 
 void
@@ -86,13 +86,16 @@ vnxi_events_signal(vnxi_events_t *events)
         atomic_load(&events->subscribers) > 0) {
         vnxi_mutex_lock(&events->lock);
         vnxi_cond_broadcast(&events->changed);
-        for (unsigned i = 0; i < atomic_load(&events->subscribers); i++) {
+        unsigned count = atomic_load(&events->subscribers);
+        bool writes = count > 0 && !vnxi_fds_lost(events->fds_epoch);
+        for (unsigned i = 0; writes && i < count; i++) {
             write_fd(events->subscribed[i]);
         }
         vnxi_mutex_unlock(&events->lock);
     }
     int fd = atomic_load(&events->fd);
-    if (fd >= 0 && !atomic_exchange(&events->signalled, true)) {
+    if (fd >= 0 && !atomic_exchange(&events->signalled, true) &&
+        !vnxi_fds_lost(atomic_load(&events->fds_epoch))) {
         write_fd(fd);
     }
 }
@@ -167,6 +170,7 @@ subscribed_append_lock_held(vnxi_events_t *events, int fd)
 vnx_status_t
 vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
 {
+    vnxi_events_forget_lost(events);
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fd < 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, "vnx_agent_subscribe",

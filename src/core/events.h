@@ -22,7 +22,8 @@ typedef struct vnxi_events {
     atomic_bool signalled;   /* the eventfd is readable or about to be */
     int *subscribed;         /* eventfds of subscribers; protected by lock */
     atomic_uint subscribers; /* their number; changed with lock held */
-    unsigned fds_epoch;      /* of the descriptors above; protected by lock */
+    atomic_uint fds_epoch;   /* of the descriptors above; changed with lock
+                                held */
 } vnxi_events_t;
 
 void vnxi_events_init(vnxi_events_t *events);

@@ -32,7 +32,13 @@ static vnx_notif_t *
 notif_create(const void *sender, size_t sender_len, const void *message,
              size_t message_len)
 {
-    vnx_notif_t *notif = malloc(sizeof *notif + sender_len + message_len);
+    size_t size;
+
+    if (__builtin_add_overflow(sizeof(vnx_notif_t) + sender_len, message_len,
+                               &size)) {
+        return NULL;
+    }
+    vnx_notif_t *notif = malloc(size);
     if (notif == NULL) {
         return NULL;
     }

@@ -600,23 +600,24 @@ not_posted(const char *operation, vnx_error_t *error)
 vnx_status_t
 vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error)
 {
-    switch (vnx_xfer_state(xfer)) {
+    vnx_xfer_state_t state = vnx_xfer_state(xfer);
+
+    switch (state) {
     case VNX_XFER_DONE:
         return VNX_OK;
-    case VNX_XFER_POSTED:
-        return VNX_IN_PROG;
     case VNX_XFER_READY:
         return not_posted("vnx_xfer_status", error);
     case VNX_XFER_CANCELLED:
         return vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_status",
                               "the transfer was cancelled");
+    case VNX_XFER_POSTED: /* in a forked child it would never end */
     case VNX_XFER_FAILED:
         break;
     }
     if (vnxi_fork_crossed(xfer->agent->fork_count)) {
         return vnxi_agent_refuse(xfer->agent, "vnx_xfer_status", error);
     }
-    return failed_status(xfer, error);
+    return state == VNX_XFER_POSTED ? VNX_IN_PROG : failed_status(xfer, error);
 }
 
 vnx_status_t

@@ -16,9 +16,11 @@
  * thread at a time).
  *
  * Waiting: only stop(), probe and the first backend_create (which may open
- * libraries) may wait for longer than it takes to copy a chunk, and peer_load
- * for a process of this host, for some seconds.  No other operation waits for
- * a peer's answer.
+ * libraries) may wait for longer than it takes to copy a chunk; peer_load for
+ * a process of this host, for some seconds; and peer_close for transfers that
+ * cannot be stopped, for 2 s.  No other operation waits for a peer's answer.
+ * With `may_wait`, every operation may also wait for a lock of the engine's
+ * library.
  *
  * Locks: the core holds none of its locks while it calls an operation, except:
  * the lock of its choice for probe and, until the agent is bound
@@ -138,6 +140,8 @@ struct vnxi_engine_ops {
     uint32_t abi;     /* VNXI_ENGINE_ABI */
     uint32_t size;    /* sizeof(vnxi_engine_ops_t) */
     const char *name; /* "native" */
+    bool may_wait;    /* xfer_prepare, xfer_post, xfer_release and notif_poll
+                         may wait for calls of other threads */
 
     /* -- Life ------------------------------------------------------------ */
 
@@ -224,8 +228,8 @@ struct vnxi_engine_ops {
     vnxi_peer_t *(*peer_self)(vnxi_engine_t *engine);
 
     /* End the connection.  Transfers in flight and later calls fail with
-     * VNX_ERR_REMOTE_DISCONNECT and `cause`.  Idempotent; does not call
-     * peer_lost. */
+     * VNX_ERR_REMOTE_DISCONNECT and `cause`; transfers that cannot be stopped
+     * may succeed meanwhile.  Idempotent; does not call peer_lost. */
     void (*peer_close)(vnxi_peer_t *peer, const char *cause);
 
     /* Connect now.  Does not wait. */
@@ -307,7 +311,7 @@ struct vnxi_engine_ops {
 
     /* Called when a client has polled for notifications many times in a row
      * (at every 64th empty poll): receive what has arrived without waiting for
-     * the engine's thread.  Must be cheap and must not block. */
+     * the engine's thread.  Must be cheap, and block only with `may_wait`. */
     void (*notif_poll)(vnxi_engine_t *engine);
 };
 

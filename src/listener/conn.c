@@ -573,7 +573,7 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
         ended(conn, VNX_ERR_TIMEOUT,
               conn->dial.is_connecting
                   ? "the connection was not established in time"
-                  : "the name service did not answer in time");
+                  : vnxi_dial_timed_out(&conn->dial));
     } else {
         expire(conn, "the peer did not receive a frame in time");
     }

@@ -220,8 +220,12 @@ resolve(vnxi_dial_t *dial, uint64_t now)
                                 &dial->reason)
             : vnxi_lookup_step(dial->lookup, &found, &dial->reason);
     if (status != VNX_OK) {
+        /* It matters only if no look-up could begin. */
+        dial->next = now + VNXI_LOOKUP_WAIT_MS * UINT64_C(1000000);
         return status;
     }
+    vnxi_lookup_end(dial->lookup); /* and its descriptor */
+    dial->lookup = NULL;
     if (dial->only_loopback != NULL && !keep_loopback(&found)) {
         dial->reason = dial->only_loopback;
         return VNX_ERR_NOT_ALLOWED;
@@ -281,12 +285,25 @@ attempts_add(vnxi_dial_t *dial, const char *between)
     }
 }
 
+/* Does it wait because too many look-ups are running? */
+static bool
+waits_for_lookup(const vnxi_dial_t *dial)
+{
+    return !dial->is_connecting && dial->lookup == NULL &&
+           dial->reason != NULL;
+}
+
 const char *
 vnxi_dial_timed_out(vnxi_dial_t *dial)
 {
     snprintf(dial->text, sizeof dial->text, "timed out");
     if (dial->is_connecting && dial->whom != dial->address) {
         attempts_add(dial, ": ");
+    } else if (waits_for_lookup(dial)) {
+        vnxi_text_add(dial->text, sizeof dial->text, ": %s", dial->reason);
+    } else if (dial->lookup != NULL) {
+        vnxi_text_add(dial->text, sizeof dial->text,
+                      ": the name service did not answer");
     }
     return dial->text;
 }
@@ -336,6 +353,11 @@ vnxi_dial_wait(const vnxi_dial_t *dial, int *fd_p, short *events_p,
 {
     *wake_p = UINT64_MAX;
     *events_p = POLLIN;
+    if (waits_for_lookup(dial)) {
+        *fd_p = -1;
+        *wake_p = dial->next;
+        return;
+    }
     if (!dial->is_connecting) {
         *fd_p = vnxi_lookup_fd(dial->lookup);
         return;

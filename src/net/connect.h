@@ -21,20 +21,22 @@ typedef struct vnxi_dial {
     uint64_t deadline;
     const char *only_loopback; /* NULL, or why other addresses are refused; the
                                   caller may set it after vnxi_dial_init() */
-    vnxi_lookup_t *lookup;     /* owned */
+    vnxi_lookup_t *lookup;     /* owned; NULL: none has begun, or it is over */
     bool is_connecting; /* else it is resolving, and nothing up to `last` is
-                           valid */
+                           valid, except `next` */
     vnxi_addresses_t addresses;   /* in the order of the attempts */
     int fds[VNXI_ADDRESSES_MAX];  /* owned; -1: not begun, or failed */
     int errs[VNXI_ADDRESSES_MAX]; /* errno of the failed ones, else 0 */
     size_t begun, open;
     int epoll_fd;      /* owned; has all attempts, once there are two */
     uint64_t interval; /* ns between attempts */
-    uint64_t next;     /* when the next attempt starts; UINT64_MAX: none */
+    uint64_t next;     /* when the next attempt starts; UINT64_MAX: none.
+                          While too many look-ups run, when to ask again */
     size_t last;       /* index of the one that has connected */
     const char *whom;  /* for records: the host, then `address` */
     char address[VNXI_ADDRESS_TEXT]; /* that one, or the only one */
-    const char *reason;              /* after an error; static, or `text` */
+    const char *reason; /* after an error, or why no look-up has begun; static,
+                           or `text` */
     char text[VNXI_DIAL_TEXT];
 } vnxi_dial_t;
 
@@ -59,11 +61,12 @@ void vnxi_dial_fini(vnxi_dial_t *dial);
 vnx_status_t vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p);
 
 /* Return why the connection does not exist when the caller gives up now:
- * "timed out", and what each attempt has come to.  In `text`. */
+ * "timed out", and what each attempt has come to, or why the host has no
+ * address yet.  In `text`. */
 const char *vnxi_dial_timed_out(vnxi_dial_t *dial);
 
-/* Return the descriptor, the poll events and the time to wait for before the
- * next step. */
+/* Return the descriptor (-1: none), the poll events and the time to wait for
+ * before the next step. */
 void vnxi_dial_wait(const vnxi_dial_t *dial, int *fd_p, short *events_p,
                     uint64_t *wake_p);
 

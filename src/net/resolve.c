@@ -5,7 +5,7 @@
  * last of them frees.  A caller whose deadline passes leaves; the thread ends
  * whenever it can.  The number of such threads is bounded, so that a dead name
  * service and a caller that keeps retrying do not fill the process with
- * threads.
+ * threads.  Callers beyond the bound wait until a thread has ended.
  */
 #include "net/resolve.h"
 
@@ -153,8 +153,9 @@ lookup_name(const char *host, int port, vnxi_lookup_t **lookup_p,
     vnxi_fork_on_child(forget_in_child);
     if (atomic_fetch_add(&lookups, 1) >= VNXI_LOOKUPS_MAX) {
         atomic_fetch_sub(&lookups, 1);
+        *lookup_p = NULL;
         *reason_p = "too many name look-ups are still running";
-        return VNX_ERR_BACKEND;
+        return VNX_IN_PROG;
     }
     vnxi_lookup_t *lookup = lookup_create(host, port);
     if (lookup == NULL) {
@@ -246,6 +247,21 @@ vnxi_lookup_end(vnxi_lookup_t *lookup)
     }
 }
 
+/* Wait for the look-up, or a little if none could begin; `ns` at most. */
+static void
+lookup_wait(const vnxi_lookup_t *lookup, uint64_t ns)
+{
+    uint64_t ms = (ns + 999999) / 1000000;
+    struct pollfd entry = {.fd = -1, .events = POLLIN};
+
+    if (lookup != NULL) {
+        entry.fd = lookup->done_fd;
+    } else if (ms > VNXI_LOOKUP_WAIT_MS) {
+        ms = VNXI_LOOKUP_WAIT_MS;
+    }
+    poll(&entry, 1, ms > INT_MAX ? INT_MAX : (int)ms);
+}
+
 vnx_status_t
 vnxi_resolve(const char *host, int port, uint64_t deadline,
              vnxi_addresses_t *out_p, const char **reason_p)
@@ -256,13 +272,15 @@ vnxi_resolve(const char *host, int port, uint64_t deadline,
     vnx_status_t status =
         vnxi_lookup_begin(host, port, out_p, &lookup, reason_p);
     while (status == VNX_IN_PROG && (now = vnxi_clock_ns()) < deadline) {
-        struct pollfd entry = {.fd = lookup->done_fd, .events = POLLIN};
-        uint64_t ms = (deadline - now + 999999) / 1000000;
-        poll(&entry, 1, ms > INT_MAX ? INT_MAX : (int)ms);
-        status = vnxi_lookup_step(lookup, out_p, reason_p);
+        lookup_wait(lookup, deadline - now);
+        status = lookup != NULL
+                     ? vnxi_lookup_step(lookup, out_p, reason_p)
+                     : vnxi_lookup_begin(host, port, out_p, &lookup, reason_p);
     }
     if (status == VNX_IN_PROG) {
-        *reason_p = "the name service did not answer";
+        if (lookup != NULL) {
+            *reason_p = "the name service did not answer";
+        }
         status = VNX_ERR_TIMEOUT;
     }
     vnxi_lookup_end(lookup);

@@ -12,7 +12,8 @@
 
 #define VNXI_ADDRESSES_MAX 16 /* per name; the rest is dropped */
 #define VNXI_ADDRESS_TEXT 64
-#define VNXI_LOOKUPS_MAX 64 /* running at once in this process */
+#define VNXI_LOOKUPS_MAX 64    /* running at once in this process */
+#define VNXI_LOOKUP_WAIT_MS 10 /* then try again, if that many are running */
 
 typedef struct vnxi_address {
     struct sockaddr_storage addr;
@@ -31,9 +32,10 @@ typedef struct vnxi_lookup vnxi_lookup_t;
  * addresses and "localhost" are resolved at once.  VNX_IN_PROG: a thread of
  * its own looks the name up; *lookup_p is owned: vnxi_lookup_end().  The C
  * library's resolver has no deadline, so the thread is left behind when the
- * caller gives up.  Otherwise *reason_p has the cause (static storage):
- * VNX_ERR_NOT_FOUND (no such name), VNX_ERR_BACKEND (the name service failed,
- * or too many look-ups are running), VNX_ERR_NO_MEMORY. */
+ * caller gives up.  VNX_IN_PROG with *lookup_p NULL: too many look-ups are
+ * running, as *reason_p says; call again after VNXI_LOOKUP_WAIT_MS.  Otherwise
+ * *reason_p has the cause (static storage): VNX_ERR_NOT_FOUND (no such name),
+ * VNX_ERR_BACKEND (the name service failed), VNX_ERR_NO_MEMORY. */
 vnx_status_t vnxi_lookup_begin(const char *host, int port,
                                vnxi_addresses_t *out_p,
                                vnxi_lookup_t **lookup_p,

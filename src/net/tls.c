@@ -1,7 +1,16 @@
 /*
- * Design notes.  The client writes its socket through a BIO of our own.
+ * Design notes.  The client uses its socket through a BIO of our own.
  * OpenSSL's BIO uses write(), so a server that has closed would raise SIGPIPE
- * in a thread that belongs to the program.
+ * in a thread that belongs to the program.  And OpenSSL skips some messages,
+ * such as HelloRequests in a handshake, for as long as there are any.  So the
+ * BIO reports after STEP_MAX bytes that it has no more for this step.
+ *
+ * SSL_MODE_AUTO_RETRY is off at both ends: with it, a read continues after
+ * each message of TLS itself, such as a KeyUpdate, until the socket is empty.
+ * A peer that keeps sending them would hold the thread.
+ *
+ * The program may use OpenSSL too, and its calls would take the errors in the
+ * thread's queue for their own.  So the client's functions leave none there.
  *
  * With certificates, each request creates a context.  That reads the files, so
  * a renewed certificate is used without a restart.
@@ -25,21 +34,18 @@
 
 #include "base/error.h"
 
+#define STEP_MAX (256u << 10) /* bytes; far more than a handshake has */
+
 static pthread_once_t bio_once = PTHREAD_ONCE_INIT;
 static BIO_METHOD *bio_method; /* one per process; never freed */
 
 /* -- The BIO over a socket ------------------------------------------------ */
 
 static int
-socket_of(BIO *bio)
-{
-    return (int)(intptr_t)BIO_get_data(bio);
-}
-
-static int
 on_write(BIO *bio, const char *data, int len)
 {
-    ssize_t count = send(socket_of(bio), data, (size_t)len, MSG_NOSIGNAL);
+    const vnxi_stream_t *stream = BIO_get_data(bio);
+    ssize_t count = send(stream->fd, data, (size_t)len, MSG_NOSIGNAL);
 
     BIO_clear_retry_flags(bio);
     if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
@@ -51,10 +57,18 @@ on_write(BIO *bio, const char *data, int len)
 static int
 on_read(BIO *bio, char *data, int size)
 {
-    ssize_t count = recv(socket_of(bio), data, (size_t)size, 0);
+    vnxi_stream_t *stream = BIO_get_data(bio);
+    size_t len = (size_t)size < stream->left ? (size_t)size : stream->left;
 
     BIO_clear_retry_flags(bio);
-    if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
+    if (len == 0) {
+        BIO_set_retry_read(bio);
+        return -1;
+    }
+    ssize_t count = recv(stream->fd, data, len, 0);
+    if (count > 0) {
+        stream->left -= (size_t)count;
+    } else if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
         BIO_set_retry_read(bio);
     }
     return (int)count;
@@ -80,16 +94,16 @@ make_bio_method(void)
 }
 
 static bool
-attach(SSL *ssl, int fd)
+attach(vnxi_stream_t *stream)
 {
     pthread_once(&bio_once, make_bio_method);
     BIO *bio = bio_method != NULL ? BIO_new(bio_method) : NULL;
     if (bio == NULL) {
         return false;
     }
-    BIO_set_data(bio, (void *)(intptr_t)fd);
+    BIO_set_data(bio, stream);
     BIO_set_init(bio, 1);
-    SSL_set_bio(ssl, bio, bio);
+    SSL_set_bio(stream->tls, bio, bio);
     return true;
 }
 
@@ -219,9 +233,8 @@ protocol_error(vnxi_stream_t *stream)
     return VNX_ERR_BACKEND;
 }
 
-/* Convert the result of a call of OpenSSL that returned `ret`. */
 static vnx_status_t
-outcome(vnxi_stream_t *stream, int ret)
+result_of(vnxi_stream_t *stream, int ret)
 {
     switch (SSL_get_error(stream->tls, ret)) {
     case SSL_ERROR_NONE:
@@ -239,6 +252,25 @@ outcome(vnxi_stream_t *stream, int ret)
     default:
         return protocol_error(stream);
     }
+}
+
+/* Begin a call of OpenSSL, which is a step of the stream. */
+static void
+step_begin(vnxi_stream_t *stream)
+{
+    ERR_clear_error();
+    errno = 0;
+    stream->left = STEP_MAX;
+}
+
+/* Convert the result of a call of OpenSSL that returned `ret`. */
+static vnx_status_t
+outcome(vnxi_stream_t *stream, int ret)
+{
+    vnx_status_t status = result_of(stream, ret);
+
+    ERR_clear_error();
+    return status;
 }
 
 /* -- Client --------------------------------------------------------------- */
@@ -330,11 +362,10 @@ open_by_secret(vnxi_stream_t *stream, const char *secret)
     return stream->tls != NULL ? VNX_OK : no_connection(stream);
 }
 
-vnx_status_t
-vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
-                     const vnx_side_channel_options_t *options)
+static vnx_status_t
+open_stream(vnxi_stream_t *stream, const char *host,
+            const vnx_side_channel_options_t *options)
 {
-    ERR_clear_error();
     vnx_status_t status =
         options->tls == VNXI_TLS_SECRET
             ? open_by_secret(stream, options->secret)
@@ -344,13 +375,24 @@ vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
     if (status != VNX_OK) {
         return status;
     }
-    if (!attach(stream->tls, stream->fd)) {
+    if (!attach(stream)) {
         return no_connection(stream);
     }
     SSL_set_mode(stream->tls, SSL_MODE_ENABLE_PARTIAL_WRITE |
                                   SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_clear_mode(stream->tls, SSL_MODE_AUTO_RETRY);
     SSL_set_connect_state(stream->tls);
     return VNX_OK;
+}
+
+vnx_status_t
+vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
+                     const vnx_side_channel_options_t *options)
+{
+    ERR_clear_error();
+    vnx_status_t status = open_stream(stream, host, options);
+    ERR_clear_error();
+    return status;
 }
 
 void
@@ -362,14 +404,14 @@ vnxi_tls_client_close(vnxi_stream_t *stream)
         }
         SSL_free(stream->tls);
         stream->tls = NULL;
+        ERR_clear_error();
     }
 }
 
 vnx_status_t
 vnxi_tls_client_shake(vnxi_stream_t *stream)
 {
-    ERR_clear_error();
-    errno = 0;
+    step_begin(stream);
     vnx_status_t status = outcome(stream, SSL_do_handshake(stream->tls));
     if (status == VNX_OK && stream->by_secret &&
         SSL_session_reused(stream->tls) != 1) {
@@ -383,8 +425,7 @@ vnx_status_t
 vnxi_tls_client_send(vnxi_stream_t *stream, const void *data, size_t len,
                      size_t *count_p)
 {
-    ERR_clear_error();
-    errno = 0;
+    step_begin(stream);
     int ret = SSL_write_ex(stream->tls, data, len, count_p);
     return ret == 1 ? VNX_OK : outcome(stream, ret);
 }
@@ -395,8 +436,7 @@ vnx_status_t
 vnxi_tls_client_recv(vnxi_stream_t *stream, void *data, size_t size,
                      size_t *count_p)
 {
-    ERR_clear_error();
-    errno = 0;
+    step_begin(stream);
     int ret = SSL_read_ex(stream->tls, data, size, count_p);
     if (ret == 1) {
         return VNX_OK;
@@ -406,6 +446,7 @@ vnxi_tls_client_recv(vnxi_stream_t *stream, void *data, size_t size,
         (error == SSL_ERROR_SYSCALL && errno == 0) ||
         (error == SSL_ERROR_SSL && ERR_GET_REASON(ERR_peek_last_error()) ==
                                        SSL_R_UNEXPECTED_EOF_WHILE_READING)) {
+        ERR_clear_error();
         *count_p = 0;
         return VNX_OK;
     }
@@ -422,6 +463,36 @@ file_failed(vnx_error_t *error, const char *operation, const char *option,
                           "%s '%s': %s", option, path, first_reason());
 }
 
+/* OpenSSL would ask for the password of a key at the terminal, and wait. */
+static int
+on_password(char *text, int size, int is_new, void *has_password)
+{
+    (void)text, (void)size, (void)is_new;
+    *(bool *)has_password = true;
+    return -1;
+}
+
+static vnx_status_t
+load_key(SSL_CTX *ctx, const char *path, const char *operation,
+         vnx_error_t *error)
+{
+    bool has_password = false;
+
+    SSL_CTX_set_default_passwd_cb(ctx, on_password);
+    SSL_CTX_set_default_passwd_cb_userdata(ctx, &has_password);
+    int ret = SSL_CTX_use_PrivateKey_file(ctx, path, SSL_FILETYPE_PEM);
+    SSL_CTX_set_default_passwd_cb_userdata(ctx, NULL);
+    if (ret == 1) {
+        return VNX_OK;
+    }
+    return has_password
+               ? vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                                "tls_key '%s': a key with a password cannot "
+                                "be used",
+                                path)
+               : file_failed(error, operation, "tls_key", path);
+}
+
 static vnx_status_t
 load_certificate(SSL_CTX *ctx, const vnx_side_channel_options_t *options,
                  const char *operation, vnx_error_t *error)
@@ -431,20 +502,15 @@ load_certificate(SSL_CTX *ctx, const vnx_side_channel_options_t *options,
         return file_failed(error, operation, "tls_certificate",
                            options->tls_certificate);
     }
-    return SSL_CTX_use_PrivateKey_file(ctx, options->tls_key,
-                                       SSL_FILETYPE_PEM) == 1
-               ? VNX_OK
-               : file_failed(error, operation, "tls_key", options->tls_key);
+    return load_key(ctx, options->tls_key, operation, error);
 }
 
-vnx_status_t
-vnxi_tls_server_context(const vnx_side_channel_options_t *options,
-                        const char *operation, void **ctx_p,
-                        vnx_error_t *error)
+static vnx_status_t
+make_server_context(const vnx_side_channel_options_t *options,
+                    const char *operation, void **ctx_p, vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
 
-    ERR_clear_error();
     SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
     if (ctx == NULL) {
         return vnxi_error_no_memory(error, operation, sizeof(void *));
@@ -456,6 +522,7 @@ vnxi_tls_server_context(const vnx_side_channel_options_t *options,
     SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION);
     /* Free the buffers of connections that are silent. */
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_clear_mode(ctx, SSL_MODE_AUTO_RETRY);
     if (options->tls == VNXI_TLS_CERTIFICATE) {
         status = load_certificate(ctx, options, operation, error);
     } else if (!vnxi_psk_serve(ctx, options->secret)) {
@@ -469,6 +536,18 @@ vnxi_tls_server_context(const vnx_side_channel_options_t *options,
     }
     *ctx_p = ctx;
     return VNX_OK;
+}
+
+vnx_status_t
+vnxi_tls_server_context(const vnx_side_channel_options_t *options,
+                        const char *operation, void **ctx_p,
+                        vnx_error_t *error)
+{
+    ERR_clear_error();
+    vnx_status_t status =
+        make_server_context(options, operation, ctx_p, error);
+    ERR_clear_error();
+    return status;
 }
 
 void

@@ -36,11 +36,13 @@ struct event_base;
 
 /* -- Client --------------------------------------------------------------- */
 
-/* A connected socket at the client, plain or with TLS. */
+/* A connected socket at the client, plain or with TLS.  With TLS it stays
+ * where it is. */
 typedef struct vnxi_stream {
     int fd;           /* owned; -1: none */
     void *tls;        /* owned: SSL *; NULL: plain */
     bool by_secret;   /* TLS with the shared secret, not a certificate */
+    size_t left;      /* bytes that this step of TLS may still receive */
     short events;     /* what to wait for after VNX_IN_PROG */
     char reason[200]; /* after an error or an end */
 } vnxi_stream_t;
@@ -51,8 +53,8 @@ vnx_status_t vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
                                   const vnx_side_channel_options_t *options);
 void vnxi_tls_client_close(vnxi_stream_t *stream);
 
-/* Continue the handshake: VNX_OK, VNX_IN_PROG, or an error.  Never waits;
- * raises no SIGPIPE. */
+/* Continue the handshake: VNX_OK, VNX_IN_PROG, or an error.  Never waits, and
+ * returns soon even if the peer sends without end; raises no SIGPIPE. */
 vnx_status_t vnxi_tls_client_shake(vnxi_stream_t *stream);
 
 /* Send or receive some bytes.  VNX_OK: *count_p has their number; 0 from a
@@ -66,8 +68,8 @@ vnx_status_t vnxi_tls_client_recv(vnxi_stream_t *stream, void *data,
 
 /* Make a context with the options' certificate and key, or secret: *ctx_p is
  * an SSL_CTX, owned: vnxi_tls_context_free().  VNX_ERR_INVALID_PARAM if a file
- * is missing or is not PEM, or key and certificate do not match; the record
- * says which.  `operation` is for the record. */
+ * is missing or is not PEM, the key has a password, or key and certificate do
+ * not match; the record says which.  `operation` is for the record. */
 vnx_status_t vnxi_tls_server_context(const vnx_side_channel_options_t *options,
                                      const char *operation, void **ctx_p,
                                      vnx_error_t *error);

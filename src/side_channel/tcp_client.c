@@ -220,7 +220,7 @@ tcp_end(vnxi_request_t *request)
 }
 
 const vnxi_transport_t vnxi_transport_tcp = {
-    .fds = 1,
+    .fds = 2, /* one for most of the time, more to try slow addresses */
     .client_size = sizeof(tcp_client_t),
     .protocol = &vnxi_tcp_protocol,
     .begin = tcp_begin,

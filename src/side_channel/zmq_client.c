@@ -25,6 +25,10 @@
 #include "side_channel/server.h"
 #include "side_channel/zmq_wire.h"
 
+/* A listener that answers late may send a PING now and then.  More of them
+ * would keep other requests of the same thread waiting. */
+#define COMMANDS_MAX 64u
+
 typedef enum stage {
     STAGE_GREETING,
     STAGE_READY,
@@ -49,6 +53,7 @@ typedef struct zmq_client {
     vnxi_incoming_t in; /* the greeting as a head, or a frame */
     bool has_header;
     vnxi_zmtp_frame_t frame;
+    unsigned commands; /* received after READY */
     part_t part;
     vnxi_body_t blob;
 } zmq_client_t;
@@ -184,6 +189,12 @@ take_ready(zmq_client_t *client)
 static vnx_status_t
 take_command(zmq_client_t *client)
 {
+    if (++client->commands > COMMANDS_MAX) {
+        return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
+                                   "not a valid reply of this protocol: more "
+                                   "than %u commands",
+                                   COMMANDS_MAX);
+    }
     client->conn.out_len =
         vnxi_zmtp_pong(client->in.body.data, client->in.body.len, client->out);
     return client->conn.out_len > 0 ? VNX_IN_PROG : no_reply(client);
@@ -359,7 +370,7 @@ zmq_end(vnxi_request_t *request)
 }
 
 const vnxi_transport_t vnxi_transport_zmq = {
-    .fds = 1,
+    .fds = 2, /* one for most of the time, more to try slow addresses */
     .client_size = sizeof(zmq_client_t),
     .protocol = &vnxi_zmq_protocol,
     .check = zmq_check,

@@ -142,6 +142,16 @@ take_control(const vnxi_link_frame_t *frame, uint64_t sum)
 }
 
 static uint64_t
+take_token(const vnxi_link_frame_t *frame, uint64_t sum)
+{
+    uint64_t token;
+
+    return vnxi_link_frame_read_token(frame, &token)
+               ? mix(sum, &token, sizeof token)
+               : mix(sum, "bad", 3);
+}
+
+static uint64_t
 take_body(const vnxi_link_frame_t *frame, uint64_t sum)
 {
     switch (frame->type) {
@@ -157,6 +167,9 @@ take_body(const vnxi_link_frame_t *frame, uint64_t sum)
         return take_refuse(frame, sum);
     case VNXI_LINK_FRAME_CONTROL:
         return take_control(frame, sum);
+    case VNXI_LINK_FRAME_SETTLE:
+    case VNXI_LINK_FRAME_SETTLED:
+        return take_token(frame, sum);
     case VNXI_LINK_FRAME_NOTIF:
     case VNXI_LINK_FRAME_BYE:
         break;

@@ -132,6 +132,31 @@ def test_polling_in_another_thread_loses_no_wakeup(busy):
         thread.join()
 
 
+def test_cancellation_is_not_lost_if_an_event_comes_with_it(busy):
+    here, handle = busy
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_task(
+            here.agent.wait_async(handle, timeout=PATIENCE)
+        )
+        mine = here.agent._subscribe()
+        # Every subscriber is written, so in one turn of the loop the waiter
+        # wakes up and is cancelled.
+        loop.add_reader(mine, lambda: (os.read(mine, 8), waiter.cancel()))
+        await asyncio.sleep(0)  # the waiter has subscribed
+        here.send_notif(here.name, b"an event")
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(waiter, PATIENCE / 3)
+        finally:
+            loop.remove_reader(mine)
+            here.agent._unsubscribe(mine)
+
+    run(main())
+    assert here.agent.check_xfer_state(handle) == "PROC"
+
+
 def test_wait_async_returns_when_any_transfer_ends(long_transfer):
     here = long_transfer.here
     slow = [long_transfer.make() for _ in range(2)]

@@ -1,7 +1,7 @@
 """A program closes all its descriptors, as daemons do, while an agent is open.
 
 Closing the agent and exiting still work, and files that the program opened
-meanwhile stay open.
+meanwhile stay open and empty.
 """
 
 import pytest
@@ -92,6 +92,19 @@ ENDS = {
         "check(files)\n"
         "start_again()\n"
         "del here\n"
+        "check(files)\n"
+        "print('closed', flush=True)\n"
+    ),
+    "use": (
+        "here.agent.get_new_notifs()\n"  # the eventfd is not readable
+        "files = close_all()\n"
+        "for name in 'there', 'here':\n"
+        "    try:\n"
+        "        here.agent.send_notif(name, b'x')\n"
+        "    except Exception as error:\n"
+        "        assert 'NIXL_ERR' in str(error), error\n"
+        "check(files)\n"
+        "here.agent.close()\n"
         "check(files)\n"
         "print('closed', flush=True)\n"
     ),

@@ -117,6 +117,22 @@ def test_new_regions_are_loaded_with_the_next_metadata(api, pair):
 
 
 @pytest.mark.beyond_stock
+def test_lists_survive_metadata_that_lists_memory_twice(endpoint, other):
+    """Stock agents list memory twice that was registered twice."""
+    here, there = endpoint(), other("twice")
+    local, remote = here.alloc(SIZE), there.alloc(SIZE, seed=8)
+    blob = there.partial_metadata([remote.key, remote.key], True)
+    here.add(blob)
+    row = [(remote.addr, SIZE, 0)]
+    far = here.agent.prep_xfer_dlist(there.name, row, "DRAM")
+    here.add(blob)
+    near = here.agent.prep_xfer_dlist("", [(local.addr, SIZE, 0)], "DRAM")
+    handle = here.agent.make_prepped_xfer("READ", near, [0], far, [0])
+    assert deadline.run(here.agent, handle) == "DONE"
+    assert here.read(local.key) == pattern(8, SIZE)
+
+
+@pytest.mark.beyond_stock
 @pytest.mark.nixl_differs("loading metadata again only adds")
 def test_removed_regions_are_dropped_with_the_next_metadata(api, pair):
     """Stock refuses to load such metadata."""

@@ -123,6 +123,23 @@ def test_messages_of_all_sizes_keep_their_order(pair):
     assert got == sent
 
 
+@pytest.mark.nixl_differs("closing the library's agent may lose messages")
+@pytest.mark.beyond_stock
+@pytest.mark.parametrize("end", ["close", "remove_remote_agent"])
+def test_messages_sent_just_before_the_end_arrive(pair, end):
+    """More than a socket takes at a time."""
+    here, there = pair
+    messages = [number.to_bytes(4, "little") * 256 for number in range(4000)]
+    for message in messages:
+        here.send_notif(there.name, message)
+    if end == "close":
+        here.agent.close()
+    else:
+        here.agent.remove_remote_agent(there.name)
+    got = there.gather_notifs(len(messages))
+    assert [message for _, message in got] == messages
+
+
 def test_notifications_are_delivered_once(pair):
     here, there = pair
     here.send_notif(there.name, b"once")

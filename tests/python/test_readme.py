@@ -28,7 +28,13 @@ PORT = "18000"
 
 # Commands that are run elsewhere: by `check.sh readme installation`, and by
 # whoever runs the tests.
-INSTALLING = ("apt-get install ", "pip install ", "./run_demo.sh")
+INSTALLING = (
+    "apt-get install ",
+    "python3 -m venv venv",
+    ". venv/bin/activate",
+    "pip install ",
+    "./run_demo.sh",
+)
 TESTING = ("./run_tests.sh",)
 
 # Kills prefill (its pid is an argument) after the third request was posted,

@@ -4,6 +4,7 @@ The other end is our own, or is written here from the bytes of the protocol.
 """
 
 import array
+import collections
 import contextlib
 import inspect
 import os
@@ -136,6 +137,13 @@ def test_metadata_may_be_any_buffer_and_is_copied(channel, make):
     port = channel.start_listener(0, make(data))
     data[:] = b"after!"
     assert channel.request_metadata(HOST, port) == b"before"
+
+
+def test_metadata_may_be_a_mapping_written_in_python(channel):
+    blobs = collections.UserDict({"a": b"blob of a", (0, 1): b"blob of 0, 1"})
+    port = channel.start_listener(0, blobs)
+    for key, blob in blobs.items():
+        assert channel.request_metadata(HOST, port, key=key) == blob
 
 
 def test_metadata_may_be_an_array(channel):

@@ -9,9 +9,10 @@ import sys
 import threading
 
 import pytest
-from support import deadline, usage
+from support import cuda, deadline, usage
 from support.memory import MEM, pattern
 from support.peer import child_environment
+from support.program import run_program
 from support.transfers import Long
 
 pytestmark = pytest.mark.beyond_stock
@@ -600,3 +601,59 @@ def test_an_agent_serves_one_event_loop_after_another(make):
 
     for _ in range(5):
         asyncio.run(main())
+
+
+# -- NIXL's lock -------------------------------------------------------------
+
+# Each call waits inside the library, until this thread lets it go.
+WAITING_CALLS = """
+import ctypes
+import os
+import sys
+import threading
+
+from vllm_nixl import NixlAgent, nixl_agent_config
+
+fake = ctypes.CDLL(os.environ["VLLM_NIXL_LIBRARY"])
+agent = NixlAgent("alone", nixl_agent_config(engine="nixl"))
+memory = ctypes.create_string_buffer(4096)
+near, far = ctypes.addressof(memory), ctypes.addressof(memory) + 2048
+agent.register_memory([(near, 4096, 0, "")], "DRAM")
+near = agent.prep_xfer_dlist("", [(near, 64, 0)], "DRAM")
+far = agent.prep_xfer_dlist("alone", [(far, 64, 0)], "DRAM")
+
+
+def make():
+    return agent.make_prepped_xfer("READ", near, [0], far, [0])
+
+
+handle, dropped = make(), [make()]
+calls = {
+    "make": make,
+    "transfer": lambda: agent.transfer(handle),
+    "estimate": lambda: agent.estimate_xfer_cost(handle),
+    "release": lambda: agent.release_xfer_handle(handle),
+    "drop": dropped.clear,
+    "take": lambda: [agent.get_new_notifs() for _ in range(64)],
+    "next": lambda: [agent._next_notif() for _ in range(64)],
+}
+sys.setswitchinterval(1000)
+for name, call in calls.items():
+    thread = threading.Thread(target=call)
+    fake.fake_nixl_hold()
+    thread.start()
+    fake.fake_nixl_await_call()
+    assert fake.fake_nixl_let_go() == 0, name
+    thread.join()
+"""
+
+
+def test_calls_that_wait_for_nixl_let_other_threads_run():
+    """NIXL has one lock per agent, which registering and loading hold for
+    long."""
+    builds = [cuda.ROOT / "build-tests" / build for build in cuda.BUILDS]
+    fakes = [build / "tests/c/libfake_nixl.so" for build in builds]
+    fake = next((fake for fake in fakes if fake.exists()), None)
+    if fake is None:
+        pytest.skip("the fake NIXL is not built: scripts/check.sh c gcc")
+    run_program(WAITING_CALLS, env={"VLLM_NIXL_LIBRARY": str(fake)})

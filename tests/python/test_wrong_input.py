@@ -176,6 +176,14 @@ REGISTER = [
         index=1,
     ),
     case(
+        "the whole address space",
+        lambda s: s.agent.register_memory([(0, TOP, 0, "")], "DRAM"),
+        INVALID,
+        "register_memory",
+        "no memory is mapped at its address",
+        index=0,
+    ),
+    case(
         "negative address",
         lambda s: s.agent.register_memory([(-1, 64, 0, "")], "DRAM"),
         VALUE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import NixlError, __version__
 from .output import Output
@@ -85,10 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(error: BaseException, out: Output | None) -> None:
     if out is not None and out.as_json:
-        record: dict[str, Any] = {"error": str(error)}
-        if isinstance(error, NixlError):
-            record["type"] = type(error).__name__
-        out.result(record)
+        out.result({"error": str(error), "type": type(error).__name__})
     print(f"vllm-nixl: {error}", file=sys.stderr)
 
 

@@ -23,7 +23,12 @@ def _any(value: str) -> str:
 def _one_of(*words: str, fold: bool = False) -> Callable[[str], str]:
     def check(value: str) -> str:
         given = value.upper() if fold else value
-        return "" if given in words else f"must be {' or '.join(words)}"
+        if given in words:
+            return ""
+        listed = " or ".join(words)
+        if len(words) > 2:
+            listed = "one of " + ", ".join(words)
+        return f"must be {listed}"
 
     return check
 
@@ -52,7 +57,8 @@ def _seconds(value: str) -> str:
 
 def _secret(value: str) -> str:
     size = len(os.fsencode(value))
-    return "" if 8 <= size <= 65535 else f"must have 8 bytes, not {size}"
+    good = 8 <= size <= 65535
+    return "" if good else f"must have 8 to 65535 bytes, not {size}"
 
 
 def _file(value: str) -> str:
@@ -79,7 +85,16 @@ class Variable(NamedTuple):
 
 
 _SWITCH = _one_of("0", "1")
-_LEVELS = ("ERROR", "WARNING", "WARN", "INFO", "DEBUG", "TRACE", "FATAL")
+_LEVELS = (
+    "ERROR",
+    "WARNING",
+    "WARN",
+    "INFO",
+    "DEBUG",
+    "TRACE",
+    "FATAL",
+    "CRITICAL",
+)
 
 TABLE = (
     Variable("VLLM_NIXL_ALLOW_PTRACE", "0: do not let peers trace", _SWITCH),

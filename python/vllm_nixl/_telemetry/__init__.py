@@ -64,8 +64,8 @@ def _flag(name: str, default: bool) -> bool:
 
 
 def _number(name: str, default: int, high: int) -> int:
-    text = os.environ.get(name)
-    if text is None:
+    text = os.environ.get(name, "")
+    if text == "":
         return default
     if re.fullmatch(r"0[xX][0-9a-fA-F]+|[0-9]+", text):
         number = int(text, 16 if text[1:2] in ("x", "X") else 10)

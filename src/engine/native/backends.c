@@ -169,23 +169,42 @@ params_copy(vnxi_native_backend_t *backend, const vnx_param_t *params,
 /* -- Ports -----------------------------------------------------------------
  */
 
-/* Attach the regions registered before the port was opened, and find the
- * routes to them again. */
+/* Attach the regions registered before the port was opened, all or none. */
+static vnx_status_t
+attach_regions(unsigned t, vnxi_port_t *port, const vnxi_region_table_t *table,
+               vnx_error_t *error)
+{
+    size_t count = vnxi_region_table_count(table), done = 0;
+    vnx_status_t status = VNX_OK;
+    void **slots = calloc(count + 1, sizeof *slots);
+
+    if (slots == NULL) {
+        return vnxi_error_no_memory(error, CREATE, count * sizeof *slots);
+    }
+    while (status == VNX_OK && done < count) {
+        status = port->transport->attach(
+            port, vnxi_region_table_at(table, done), &slots[done], error);
+        done += status == VNX_OK;
+    }
+    for (size_t i = 0; i < done; i++) {
+        if (status == VNX_OK) {
+            vnxi_region_t *region = vnxi_region_table_at(table, i);
+            atomic_store(&vnxi_native_region(region)->slots[t], slots[i]);
+        } else if (slots[i] != NULL) {
+            port->transport->slot_free(slots[i]);
+        }
+    }
+    free(slots);
+    return status;
+}
+
+/* Attach the regions, and find the routes to them again. */
 static vnx_status_t
 attach_all(vnxi_engine_t *engine, unsigned t, vnxi_port_t *port,
            const vnxi_region_table_t *table, vnx_error_t *error)
 {
-    vnx_status_t status = VNX_OK;
+    vnx_status_t status = attach_regions(t, port, table, error);
 
-    for (size_t i = 0; status == VNX_OK && i < vnxi_region_table_count(table);
-         i++) {
-        vnxi_region_t *region = vnxi_region_table_at(table, i);
-        void *slot = vnxi_region_slot(region, t);
-        if (slot == NULL) {
-            status = port->transport->attach(port, region, &slot, error);
-            atomic_store(&vnxi_native_region(region)->slots[t], slot);
-        }
-    }
     if (status != VNX_OK) {
         return status;
     }
@@ -256,7 +275,7 @@ open_port_lock_held(vnxi_engine_t *engine, unsigned t,
     vnxi_port_t *port;
 
     if (vnxi_native_port(engine, t) != NULL) {
-        return VNX_OK;
+        return connect_self(engine, t, error); /* it may have failed before */
     }
     config.host.context = engine;
     vnx_status_t status =

@@ -104,18 +104,51 @@ detach(const vnxi_region_t *region)
     }
 }
 
+static void
+settle(vnxi_engine_t *engine)
+{
+    vnxi_pool_settle();
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(engine, t);
+        if (port != NULL && port->transport->settle != NULL) {
+            port->transport->settle(port);
+        }
+    }
+}
+
+bool
+vnxi_native_settle(void *context, bool waits)
+{
+    vnxi_engine_t *engine = context;
+
+    vnxi_mutex_lock(&engine->flight_lock);
+    bool is_idle = engine->in_flight == 0;
+    vnxi_mutex_unlock(&engine->flight_lock);
+    is_idle = is_idle && vnxi_pool_is_idle();
+    if (!is_idle && waits && !atomic_load(&engine->stopped)) {
+        settle(engine);
+    }
+    return is_idle || waits;
+}
+
+static void
+settle_peers(const vnxi_engine_t *engine)
+{
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(engine, t);
+        if (port != NULL && port->transport->settle_peers != NULL) {
+            port->transport->settle_peers(port);
+        }
+    }
+}
+
 /* Give the memory back to the user: wait until nothing copies from or to it,
  * and detach it from the transports. */
 static void
 finish_removal(removal_t *removal)
 {
-    vnxi_pool_settle();
-    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
-        vnxi_port_t *port = vnxi_native_port(removal->engine, t);
-        if (port != NULL && port->transport->settle != NULL) {
-            port->transport->settle(port);
-        }
-    }
+    settle(removal->engine);
+    settle_peers(removal->engine);
     for (size_t i = 0; i < removal->count; i++) {
         detach(removal->regions[i]);
         vnxi_region_release(removal->regions[i]);

@@ -136,6 +136,7 @@ vnx_status_t vnxi_native_create(const vnxi_engine_config_t *config,
                                 vnxi_engine_t **engine_p, vnx_error_t *error);
 void vnxi_native_stop(vnxi_engine_t *engine);
 void vnxi_native_update(void *engine); /* vnxi_port_host_t's `update` */
+bool vnxi_native_settle(void *engine, bool waits); /* its `settle` */
 static inline void
 vnxi_native_retain(vnxi_engine_t *engine)
 {

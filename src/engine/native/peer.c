@@ -325,11 +325,13 @@ on_give_up(void *context, unsigned number, uintptr_t id, const char *cause)
                  "%s does not reach the memory of peer '%s', which goes by "
                  "other transports from now on: %s",
                  vnxi_transports[number]->name, peer->base.name, cause);
-        vnxi_native_find_reach(peer->engine, peer, &reach);
-        vnxi_region_table_t *table = vnxi_native_peer_table(peer);
-        vnxi_table_find_routes(table, &reach);
-        vnxi_region_table_release(table);
     }
+    /* Each time: metadata that was being loaded the last time has found routes
+     * of its own. */
+    vnxi_native_find_reach(peer->engine, peer, &reach);
+    vnxi_region_table_t *table = vnxi_native_peer_table(peer);
+    vnxi_table_find_routes(table, &reach);
+    vnxi_region_table_release(table);
     vnxi_peer_release(&peer->base);
 }
 
@@ -485,6 +487,7 @@ const vnxi_port_host_t vnxi_native_port_host = {
     .hold = hold,
     .drop = drop,
     .false_epoch = on_false_epoch,
+    .settle = vnxi_native_settle,
     .update = vnxi_native_update,
     .ask = ask,
     .answer = answer,

@@ -381,6 +381,10 @@ add_entries(build_t *build, vnx_error_t *error)
     for (size_t i = 0; status == VNX_OK && i < build->count; i++) {
         const entry_t *entry = &build->entries[i];
         vnxi_region_t *known;
+        if (i > 0 && compare_rows(entry[-1].mem, entry[-1].row, entry->mem,
+                                  entry->row) == 0) {
+            continue; /* NIXL lists memory twice that was registered twice */
+        }
         if (build->borrowed != NULL) {
             borrow(build, entry);
         } else if ((known = find_known(build, entry)) != NULL) {
@@ -448,6 +452,10 @@ apply_additions(build_t *build)
     for (size_t i = 0; i < build->addition_count; i++) {
         addition_t *one = &build->additions[i];
         vnxi_native_region_t *region = vnxi_native_region(one->region);
+        if (vnxi_region_slot(one->region, one->transport) != NULL) {
+            vnxi_transports[one->transport]->key_free(one->slot);
+            continue; /* metadata that is not sorted lists it twice */
+        }
         atomic_store(&region->slots[one->transport], one->slot);
         vnxi_region_find_routes(one->region, &build->reach);
     }

@@ -576,10 +576,12 @@ fail_without_route(planner_t *planner)
     uint64_t scratch;
 
     if (planner->one_route) {
+        uint64_t row = *vnxi_indices_read(&args->remote_rows, 0, 1, &scratch);
+        if (row >= vnxi_list_count(args->remote)) {
+            row = 0; /* the caller has changed it meanwhile */
+        }
         planner->lost_at = 0;
-        planner->lost =
-            vnxi_list_row(args->remote, *vnxi_indices_read(&args->remote_rows,
-                                                           0, 1, &scratch));
+        planner->lost = vnxi_list_row(args->remote, row);
     }
     return args->no_route(args, planner->lost_at, &planner->lost,
                           planner->error);

@@ -44,7 +44,8 @@
  *
  * Waiting: only port_open, settle and port_stop may wait for longer than it
  * takes to copy a chunk, conn_start for a few seconds, until port_stop is
- * called, and conn_close for 2 s.  Nothing else waits for a peer.
+ * called, and conn_close and settle_peers for 2 s.  Nothing else waits for a
+ * peer.
  *
  * Locks: the engine holds none of its locks, except: its lock for creating
  * backends in port_open; its lock for mapping in attach.  peer_gone may be
@@ -123,6 +124,11 @@ typedef struct vnxi_port_host {
     /* The owner's epoch is lower than this one, which its metadata claims:
      * metadata with a lower epoch may be loaded again. */
     void (*false_epoch)(void *context, vnxi_conn_t *conn, uint64_t epoch);
+
+    /* Wait until no copy of this process that began before this call touches a
+     * region that is gone.  `waits` false: do not wait, and return whether it
+     * is so already. */
+    bool (*settle)(void *context, bool waits);
 
     /* Find the routes to the agent's regions again if transports may move more
      * kinds of memory than before: another agent is about to use them. */
@@ -396,8 +402,12 @@ struct vnxi_transport {
     void (*revoked)(vnxi_port_t *port, const vnxi_region_t *region,
                     uint64_t epoch);
 
-    /* After settle(): peers must not access the region any more.  NULL:
-     * nothing to do. */
+    /* Wait until peers do not access revoked regions any more, for 2 s at
+     * most.  NULL: detach() sees to it. */
+    void (*settle_peers)(vnxi_port_t *port);
+
+    /* After that: peers must not access the region any more.  NULL: nothing
+     * to do. */
     void (*detach)(void *slot);
     void (*slot_free)(void *slot); /* NULL: slots own nothing */
 

@@ -157,7 +157,7 @@ vnxi_nixl_stop(vnxi_engine_t *engine)
          */
         vnxi_log(VNX_LOG_ERROR, engine->name,
                  "transfers do not end: NIXL's agent is not freed");
-        ended = vnxi_nixl_poller_abort(engine, NULL, VNX_ERR_CANCELED,
+        ended = vnxi_nixl_poller_abort(engine, NULL, false, VNX_ERR_CANCELED,
                                        "the agent was closed");
     }
     vnxi_nixl_xfers_drop(engine);

@@ -11,7 +11,8 @@
  * Deregistering revokes the regions first, so that no new post begins.  It
  * then waits for posts inside the library and for transfers in flight from or
  * to those regions, which cannot be stopped.  Only then are the regions
- * deregistered in the library.
+ * deregistered in the library.  Those whose transfers may still be going on
+ * after that stay registered.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -396,10 +397,11 @@ remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
     size_t count = 0;
 
     for (size_t i = 0; good && i < gone->count; i++) {
-        const vnxi_nixl_region_t *kept = vnxi_nixl_region(gone->regions[i]);
-        if ((atomic_load(&kept->backends) >> backend & 1u) != 0) {
-            good = add_region(capi, list, gone->regions[i], kept->meta,
-                              kept->meta_len);
+        const vnxi_nixl_region_t *region = vnxi_nixl_region(gone->regions[i]);
+        if ((atomic_load(&region->backends) >> backend & 1u) != 0 &&
+            !atomic_load(&region->is_kept)) {
+            good = add_region(capi, list, gone->regions[i], region->meta,
+                              region->meta_len);
             count++;
         }
     }
@@ -418,6 +420,17 @@ remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
     }
 }
 
+static bool
+has_kept(const gone_t *gone)
+{
+    for (size_t i = 0; i < gone->count; i++) {
+        if (atomic_load(&vnxi_nixl_region(gone->regions[i])->is_kept)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void
 forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
        vnxi_exfer_t **ended_p)
@@ -425,14 +438,14 @@ forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
     if (gone->count == 0) {
         return;
     }
-    if (!wait_landed(engine, ended_p)) {
+    bool has_landed = wait_landed(engine, ended_p);
+    if (!has_landed || has_kept(gone)) {
         /* They stay registered, because their bytes may still arrive. */
         vnxi_log(VNX_LOG_ERROR, engine->name,
-                 "a transfer on deregistered memory does not "
-                 "end: NIXL keeps the registration");
-        return;
+                 "a transfer on deregistered memory has not "
+                 "ended: NIXL keeps the registration");
     }
-    if (vnxi_nixl_enter(engine)) {
+    if (has_landed && vnxi_nixl_enter(engine)) {
         size_t count = atomic_load(&engine->backend_count);
         for (size_t i = 0; i < count; i++) {
             remove_from_backend(engine, mem, gone, i);

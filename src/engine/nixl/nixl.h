@@ -111,6 +111,8 @@ typedef struct vnxi_nixl_region {
     vnxi_region_t base;            /* first */
     atomic_uint_fast32_t backends; /* backends that have the region */
     uint64_t digest;               /* peer's: hash of the published data */
+    atomic_bool is_kept;           /* local: an aborted transfer may still
+                                      use it */
     char *meta;                    /* local: a path, a key; owned */
     size_t meta_len;
 } vnxi_nixl_region_t;
@@ -143,7 +145,8 @@ struct vnxi_nixl_peer {
     vnxi_engine_t *engine; /* outlives the peer */
     bool is_self;
     vnxi_peer_end_t end;
-    atomic_bool posts_at_once; /* a large post to it returns quickly */
+    /* Large posts of up to this size return quickly. */
+    atomic_uint_fast64_t quick_bytes, quick_pieces;
 
     /* These identify its instance; for its name's turn in the core. */
     vnxi_nixl_conn_t *conns; /* owned */

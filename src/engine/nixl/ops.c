@@ -52,6 +52,7 @@ const vnxi_engine_ops_t vnxi_nixl_ops = {
     .abi = VNXI_ENGINE_ABI,
     .size = sizeof(vnxi_engine_ops_t),
     .name = "nixl",
+    .may_wait = true, /* the library has one lock per agent */
     .create = vnxi_nixl_create,
     .stop = vnxi_nixl_stop,
     .destroy = vnxi_nixl_destroy,

@@ -15,9 +15,14 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/nixl/nixl.h"
+
+/* Limit of the wait for transfers in flight to a peer that is closed. */
+#define CLOSE_NS 2000000000u
 
 typedef struct loading {
     vnxi_engine_t *engine;
@@ -305,25 +310,69 @@ take_conns(loading_t *loading, vnxi_nixl_peer_t *peer)
 /* -- Closing ---------------------------------------------------------------
  */
 
-/* After the mark, no post begins.  Wait for posts inside the library and end
- * what they left in flight; then the library may forget the name. */
+/* Query the transfers in flight to the peer and report those that have ended.
+ * Returns whether some have not; false also if the engine has stopped. */
+static bool
+is_in_use(vnxi_nixl_peer_t *peer)
+{
+    vnxi_engine_t *engine = peer->engine;
+    vnxi_exfer_t *ended = NULL;
+
+    if (!vnxi_nixl_enter(engine)) {
+        return false;
+    }
+    bool found = vnxi_nixl_poller_check_peer(engine, peer, &ended);
+    vnxi_nixl_leave(engine);
+    vnxi_nixl_poller_report(engine, ended);
+    return found;
+}
+
+/* Wait for transfers in flight to the peer, because the library cannot stop
+ * them.  False: it does not know the peer any more, so the connection is
+ * broken and nothing lands. */
+static bool
+let_land(vnxi_nixl_peer_t *peer)
+{
+    static const struct timespec pause = {0, 50000};
+    vnxi_engine_t *engine = peer->engine;
+    uint64_t deadline = vnxi_clock_deadline(CLOSE_NS);
+
+    if (!vnxi_nixl_enter(engine)) {
+        return false;
+    }
+    int code =
+        engine->capi->check_remote_md(engine->agent, peer->base.name, NULL);
+    vnxi_nixl_leave(engine);
+    if (code != NIXL_CAPI_SUCCESS) {
+        return false;
+    }
+    while (is_in_use(peer) && vnxi_clock_ns() < deadline) {
+        nanosleep(&pause, NULL);
+    }
+    return true;
+}
+
+/* After the mark, no post begins.  Wait for posts inside the library, let land
+ * what they left in flight, and abort the rest; then the library may forget
+ * the name.  If the peer was lost before, nothing lands any more. */
 void
 vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
 {
     vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
     vnxi_engine_t *engine = peer->engine;
+    bool is_alive = vnxi_peer_end_mark(&peer->end, cause);
 
-    vnxi_peer_end_mark(&peer->end, cause);
     if (!peer->is_loaded) {
         return;
     }
     peer->is_loaded = false;
     vnxi_nixl_settle(engine);
+    is_alive = is_alive && let_land(peer);
     if (!vnxi_nixl_enter(engine)) {
         return; /* the library's agent is gone, with its peers */
     }
-    vnxi_exfer_t *ended =
-        vnxi_nixl_poller_abort(engine, peer, VNX_ERR_REMOTE_DISCONNECT, cause);
+    vnxi_exfer_t *ended = vnxi_nixl_poller_abort(
+        engine, peer, is_alive, VNX_ERR_REMOTE_DISCONNECT, cause);
     engine->capi->invalidate_remote_md(engine->agent, peer->base.name);
     vnxi_nixl_leave(engine);
     vnxi_nixl_poller_report(engine, ended);

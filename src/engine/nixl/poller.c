@@ -159,10 +159,12 @@ is_revoked(const vnxi_exfer_t *exfer)
            vnxi_list_unusable(exfer->remote) != NULL;
 }
 
-/* Query all transfers in flight, or those of revoked regions.  Adds those that
- * have ended to *ended_p; returns how many of them have not. */
+/* Query the transfers in flight, or only those to `peer` (NULL: any) or of
+ * revoked regions.  Adds those that have ended to *ended_p; returns how many
+ * of them have not. */
 static size_t
-query(vnxi_engine_t *engine, bool only_revoked, vnxi_exfer_t **ended_p)
+query(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer, bool only_revoked,
+      vnxi_exfer_t **ended_p)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
     const vnxi_capi_t *capi = engine->capi;
@@ -172,7 +174,8 @@ query(vnxi_engine_t *engine, bool only_revoked, vnxi_exfer_t **ended_p)
     take_inbox_flight_lock_held(poller);
     for (vnxi_exfer_t **at = &poller->flights; *at != NULL;) {
         vnxi_exfer_t *exfer = *at;
-        if (only_revoked && !is_revoked(exfer)) {
+        if ((peer != NULL && exfer->peer != peer) ||
+            (only_revoked && !is_revoked(exfer))) {
             at = &exfer->next_flight;
             continue;
         }
@@ -198,7 +201,7 @@ size_t
 vnxi_nixl_poller_check(vnxi_engine_t *engine)
 {
     vnxi_exfer_t *ended = NULL;
-    size_t left = query(engine, false, &ended);
+    size_t left = query(engine, NULL, false, &ended);
 
     vnxi_nixl_poller_report(engine, ended);
     return left;
@@ -207,12 +210,31 @@ vnxi_nixl_poller_check(vnxi_engine_t *engine)
 bool
 vnxi_nixl_poller_check_revoked(vnxi_engine_t *engine, vnxi_exfer_t **ended_p)
 {
-    return query(engine, true, ended_p) > 0;
+    return query(engine, NULL, true, ended_p) > 0;
+}
+
+bool
+vnxi_nixl_poller_check_peer(vnxi_engine_t *engine,
+                            const vnxi_nixl_peer_t *peer,
+                            vnxi_exfer_t **ended_p)
+{
+    return query(engine, peer, false, ended_p) > 0;
+}
+
+/* Keep the local regions registered with the library: their bytes may still
+ * arrive. */
+static void
+keep_regions(const vnxi_exfer_t *exfer)
+{
+    for (size_t i = 0; i < exfer->local->region_count; i++) {
+        atomic_store(&vnxi_nixl_region(exfer->local->regions[i])->is_kept,
+                     true);
+    }
 }
 
 vnxi_exfer_t *
 vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
-                       vnx_status_t status, const char *cause)
+                       bool is_alive, vnx_status_t status, const char *cause)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
     vnxi_exfer_t *ended = NULL;
@@ -232,6 +254,9 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
                                     "%s", cause);
         vnxi_error_peer(&exfer->error, exfer->peer->base.name,
                         exfer->peer->base.name_len);
+        if (is_alive) {
+            keep_regions(exfer);
+        }
         if (peer != NULL) {
             vnxi_nixl_request_release(exfer);
         } else {

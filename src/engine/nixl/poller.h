@@ -79,12 +79,19 @@ size_t vnxi_nixl_poller_check(vnxi_engine_t *engine);
 bool vnxi_nixl_poller_check_revoked(vnxi_engine_t *engine,
                                     vnxi_exfer_t **ended_p);
 
+/* The same for the transfers in flight to a peer. */
+bool vnxi_nixl_poller_check_peer(vnxi_engine_t *engine,
+                                 const struct vnxi_nixl_peer *peer,
+                                 vnxi_exfer_t **ended_p);
+
 /* End all transfers in flight to the peer (NULL: to any) as failed with
- * `status` and `cause`, and release the library's requests.  Returns those
- * transfers. */
+ * `status` and `cause`, and release the library's requests.  `is_alive`: the
+ * peer's bytes may still arrive, so the local regions stay registered with the
+ * library.  Returns those transfers. */
 vnxi_exfer_t *vnxi_nixl_poller_abort(vnxi_engine_t *engine,
                                      const struct vnxi_nixl_peer *peer,
-                                     vnx_status_t status, const char *cause);
+                                     bool is_alive, vnx_status_t status,
+                                     const char *cause);
 
 /* Report ended transfers (NULL: none) to the core.  The thread must hold no
  * lock of the engine. */

@@ -10,10 +10,11 @@
  *
  * A backend may do all of the work while posting: UCX copies between processes
  * of a host at that point, and POSIX writes into the page cache.  A large
- * transfer is therefore posted by a copy thread, unless the last large one to
- * the same peer was posted quickly, as over a network that moves the bytes
- * itself.  A small transfer that has not completed when posted is polled for a
- * few more microseconds and then left to the poller.
+ * transfer is therefore posted by a copy thread, unless one to the same peer
+ * that was as large was posted quickly, as over a network that moves the bytes
+ * itself.  The agent itself stands for all storage, so its posts say nothing
+ * about each other.  A small transfer that has not completed when posted is
+ * polled for a few more microseconds and then left to the poller.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -243,6 +244,8 @@ vnxi_nixl_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     if (status == VNX_OK) {
         *facts_p = (vnxi_xfer_facts_t){pieces.bytes, args->local_rows.count,
                                        pieces.count};
+        exfer->bytes = pieces.bytes;
+        exfer->piece_total = pieces.count;
         exfer->is_large =
             pieces.bytes > LARGE_BYTES || pieces.count > LARGE_PIECES;
         exfer->pieces = pieces.storage;
@@ -290,7 +293,8 @@ vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
 /* -- Posting on any thread ------------------------------------------------ */
 
 /* Set the notification in the library's options, which stay NULL if the
- * transfer never had one.  The bytes may differ from those of the last post.
+ * transfer never had one.  The last post may have had another one, or this one
+ * has none any more.
  * A notification to the agent itself bypasses the library, whose storage
  * backends do not send any. */
 static vnx_status_t
@@ -298,8 +302,15 @@ set_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     const vnxi_capi_t *capi = exfer->engine->capi;
 
-    if (exfer->notif == NULL || exfer->peer->is_self) {
+    if (exfer->peer->is_self ||
+        (exfer->notif == NULL && exfer->options == NULL)) {
         return VNX_OK;
+    }
+    if (exfer->notif == NULL) {
+        return capi->opt_args_set_has_notif(exfer->options, false) ==
+                       NIXL_CAPI_SUCCESS
+                   ? VNX_OK
+                   : vnxi_error_no_memory(error, "vnx_xfer_post", 0);
     }
     if (exfer->options == NULL &&
         capi->create_opt_args(&exfer->options) != NIXL_CAPI_SUCCESS) {
@@ -343,6 +354,40 @@ linger(vnxi_exfer_t *exfer)
     return code;
 }
 
+/* Return whether a large post is expected to return quickly. */
+static bool
+is_quick(const vnxi_exfer_t *exfer)
+{
+    const vnxi_nixl_peer_t *peer = exfer->peer;
+
+    return !peer->is_self &&
+           exfer->bytes <= atomic_load_explicit(&peer->quick_bytes,
+                                                memory_order_relaxed) &&
+           exfer->piece_total <=
+               atomic_load_explicit(&peer->quick_pieces, memory_order_relaxed);
+}
+
+/* Learn from the time that a large post took.  A slow one says nothing about
+ * smaller ones, unless it was expected to be quick. */
+static void
+note_post(const vnxi_exfer_t *exfer, uint64_t ns)
+{
+    vnxi_nixl_peer_t *peer = exfer->peer;
+    uint64_t bytes =
+        atomic_load_explicit(&peer->quick_bytes, memory_order_relaxed);
+    uint64_t pieces =
+        atomic_load_explicit(&peer->quick_pieces, memory_order_relaxed);
+
+    if (ns <= SLOW_NS) {
+        bytes = exfer->bytes > bytes ? exfer->bytes : bytes;
+        pieces = exfer->piece_total > pieces ? exfer->piece_total : pieces;
+    } else if (is_quick(exfer)) {
+        bytes = pieces = 0;
+    }
+    atomic_store_explicit(&peer->quick_bytes, bytes, memory_order_relaxed);
+    atomic_store_explicit(&peer->quick_pieces, pieces, memory_order_relaxed);
+}
+
 static vnx_status_t
 enter_library(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -352,9 +397,7 @@ enter_library(vnxi_exfer_t *exfer, vnx_error_t *error)
                                            exfer->options);
 
     if (exfer->is_large) {
-        atomic_store_explicit(&exfer->peer->posts_at_once,
-                              vnxi_clock_ns() - start <= SLOW_NS,
-                              memory_order_relaxed);
+        note_post(exfer, vnxi_clock_ns() - start);
     } else if (code == NIXL_CAPI_IN_PROG) {
         code = linger(exfer);
     }
@@ -481,8 +524,7 @@ vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
     exfer->was_retried = false;
     atomic_store_explicit(&exfer->stage, VNXI_NIXL_ENTERED,
                           memory_order_relaxed);
-    if (!exfer->is_large || atomic_load_explicit(&exfer->peer->posts_at_once,
-                                                 memory_order_relaxed)) {
+    if (!exfer->is_large || is_quick(exfer)) {
         return post(exfer, error);
     }
     vnx_status_t status = check_early(exfer, error);

@@ -25,8 +25,9 @@ struct vnxi_exfer {
     vnxi_nixl_peer_t *peer;      /* the remote list keeps it alive */
     vnxi_list_t *local, *remote; /* retained */
     vnx_op_t op;
-    bool is_large;    /* posting it may take long */
-    bool was_retried; /* the current post is the second */
+    uint64_t bytes, piece_total; /* of the request */
+    bool is_large;               /* posting it may take long */
+    bool was_retried;            /* the current post is the second */
     atomic_uint stage;
     void *cookie;
     nixl_capi_xfer_req_t request; /* NULL: released when the engine stopped,

@@ -422,7 +422,8 @@ vnxi_list_region_of(const vnxi_list_t *list, const vnx_desc_t *row)
                                          end, row->dev)) {
         low--;
     }
-    return list->regions[low - 1];
+    /* 0: the caller changed its rows while they were being prepared. */
+    return list->regions[low > 0 ? low - 1 : 0];
 }
 
 size_t

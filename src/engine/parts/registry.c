@@ -158,6 +158,9 @@ is_mapped(uint64_t start, uint64_t end)
         atomic_store_explicit(&page_size, page, memory_order_relaxed);
     }
     start &= ~(uint64_t)(page - 1);
+    if (end - start >= UINT64_MAX - page) {
+        return false; /* the kernel would round the length up to 0 */
+    }
     return msync((void *)(uintptr_t)start, end - start + 1, MS_ASYNC) == 0 ||
            errno != ENOMEM;
 }

@@ -85,8 +85,9 @@ xfer_dealloc(PyObject *op)
     vnx_xfer_t *xfer = ((vnxi_py_xfer_t *)op)->xfer;
     PyObject_GC_UnTrack(op);
     if (xfer != NULL) {
-        PyThreadState *thread =
-            vnxi_py_gil_drop_if(vnx_xfer_state(xfer) == VNX_XFER_POSTED);
+        PyThreadState *thread = vnxi_py_gil_drop_if(
+            vnx_xfer_state(xfer) == VNX_XFER_POSTED ||
+            vnxi_py_handle_may_wait((vnxi_py_handle_t *)op));
         vnx_xfer_abandon(xfer);
         vnxi_py_gil_take(thread);
     }

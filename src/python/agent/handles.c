@@ -86,7 +86,8 @@ vnxi_py_xfer_release(vnxi_py_xfer_t *handle)
     /* Releasing a posted transfer may wait for the chunk that is being copied.
      */
     PyThreadState *thread =
-        vnxi_py_gil_drop_if(vnx_xfer_state(xfer) == VNX_XFER_POSTED);
+        vnxi_py_gil_drop_if(vnx_xfer_state(xfer) == VNX_XFER_POSTED ||
+                            vnxi_py_handle_may_wait(&handle->base));
     vnx_status_t status = vnx_xfer_release(xfer, &error);
     vnxi_py_gil_take(thread);
     if (status < 0) {
@@ -105,7 +106,8 @@ vnxi_py_dlist_release(vnxi_py_dlist_t *handle)
     }
     handle->dlist = NULL;
     PyThreadState *thread =
-        vnxi_py_gil_drop_if(vnx_dlist_bytes(dlist) >= DLIST_LARGE);
+        vnxi_py_gil_drop_if(vnx_dlist_bytes(dlist) >= DLIST_LARGE ||
+                            vnxi_py_handle_may_wait(&handle->base));
     vnx_dlist_release(dlist);
     vnxi_py_gil_take(thread);
 }

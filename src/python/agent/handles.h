@@ -26,6 +26,13 @@ typedef struct vnxi_py_dlist {
     vnx_dlist_t *dlist; /* owned; NULL: released */
 } vnxi_py_dlist_t;
 
+/* May releasing the handle wait for calls of other threads? */
+static inline bool
+vnxi_py_handle_may_wait(const vnxi_py_handle_t *handle)
+{
+    return handle->agent == NULL || vnx_agent_may_wait(handle->agent->agent);
+}
+
 /* Create a handle.  Takes ownership of the C object, even if it fails. */
 PyObject *vnxi_py_xfer_new(vnxi_py_agent_t *agent, vnx_xfer_t *xfer);
 PyObject *vnxi_py_dlist_new(vnxi_py_agent_t *agent, vnx_dlist_t *dlist);

@@ -5,7 +5,7 @@
 #include "python/descriptors/descs.h"
 
 /* With at least this many indices the GIL is dropped; with fewer, dropping it
- * would cost more than it gains. */
+ * would cost more than it gains, unless the call may wait. */
 #define MAKE_MANY 4096
 
 typedef struct make {
@@ -22,17 +22,18 @@ static vnx_status_t
 make_call(vnx_agent_t *agent, make_t *make, vnx_xfer_t **xfer_p,
           vnx_error_t *error)
 {
-    bool is_many = make->local_indices.indices.count >= MAKE_MANY;
-    if (is_many) {
+    bool is_long = make->local_indices.indices.count >= MAKE_MANY ||
+                   vnx_agent_may_wait(agent);
+    if (is_long) {
         vnx_dlist_retain(make->local);
         vnx_dlist_retain(make->remote);
     }
-    PyThreadState *thread = vnxi_py_gil_drop_if(is_many);
+    PyThreadState *thread = vnxi_py_gil_drop_if(is_long);
     vnx_status_t status = vnx_xfer_create_prepped(
         agent, make->op, make->local, make->local_indices.indices,
         make->remote, make->remote_indices.indices, make->notif.data,
         make->notif.len, make->no_merge, xfer_p, error);
-    if (is_many) {
+    if (is_long) {
         vnx_dlist_release(make->local);
         vnx_dlist_release(make->remote);
     }

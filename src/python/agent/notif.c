@@ -59,13 +59,31 @@ chain_join(vnx_notif_t *first, vnx_notif_t *newer)
     return first;
 }
 
+/* vnx_agent_take_notifs().  The GIL is dropped only while the engine is
+ * polled, which may wait: threads that take at the same time keep the order.
+ */
+static vnx_notif_t *
+newer_take(vnxi_py_agent_t *self)
+{
+    bool poll_is_due;
+    vnx_notif_t *chain = vnx_agent_take_arrived(self->agent, &poll_is_due);
+    if (!poll_is_due) {
+        return chain;
+    }
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(vnx_agent_may_wait(self->agent));
+    vnx_agent_poll_notifs(self->agent);
+    vnxi_py_gil_take(thread);
+    return vnx_agent_take_arrived(self->agent, &poll_is_due);
+}
+
 /* Take all notifications.  Oldest first: those that _next_notif() took and did
  * not return are older. */
 static vnx_notif_t *
 notifs_take(vnxi_py_agent_t *self)
 {
-    vnx_notif_t *chain =
-        chain_join(self->taken, vnx_agent_take_notifs(self->agent));
+    vnx_notif_t *newer = newer_take(self);
+    vnx_notif_t *chain = chain_join(self->taken, newer);
     self->taken = NULL;
     return chain;
 }
@@ -246,10 +264,7 @@ VNXI_PY_AGENT_METHOD_AS(
     _next_notif, "notifications", (),
     "The oldest notification as (sender, message), or None.")
 {
-    vnx_notif_t *notif = self->taken;
-    if (notif == NULL) {
-        notif = vnx_agent_take_notifs(self->agent);
-    }
+    vnx_notif_t *notif = self->taken != NULL ? self->taken : notifs_take(self);
     if (notif == NULL) {
         Py_RETURN_NONE;
     }

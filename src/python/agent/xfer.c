@@ -16,6 +16,27 @@ post_result(const vnxi_py_agent_t *self, vnx_status_t status,
                                       : VNXI_PY_NAME(self->state, PROC));
 }
 
+/* Posting is bounded to about 50 us, so it keeps the GIL unless it may wait:
+ * dropping it, and waiting behind a busy thread to get it back, would take
+ * longer. */
+static vnx_status_t
+post(const vnxi_py_agent_t *self, vnx_xfer_t *xfer,
+     const vnxi_py_bytes_t *notif, uint64_t timeout_ns, vnx_error_t *error)
+{
+    if (!vnx_agent_may_wait(self->agent)) {
+        return vnx_xfer_post_within(xfer, notif->data, notif->len, timeout_ns,
+                                    error);
+    }
+    vnx_status_t status;
+    vnx_xfer_retain(xfer);
+    Py_BEGIN_ALLOW_THREADS;
+    status =
+        vnx_xfer_post_within(xfer, notif->data, notif->len, timeout_ns, error);
+    vnx_xfer_drop(xfer);
+    Py_END_ALLOW_THREADS;
+    return status;
+}
+
 VNXI_PY_AGENT_METHOD(
     transfer,
     (REQUIRED(handle), OPTIONAL(notif_msg, "b''"), STAR,
@@ -39,14 +60,11 @@ VNXI_PY_AGENT_METHOD(
         !vnxi_py_notif_get(operation, args->notif_msg, &notif)) {
         return NULL;
     }
-    /* Posting is bounded to about 50 us, so it keeps the GIL: dropping it, and
-     * waiting behind a busy thread to get it back, would take longer. */
     vnx_error_t error;
     vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
     PyObject *result = NULL;
     if (xfer != NULL) {
-        vnx_status_t status = vnx_xfer_post_within(xfer, notif.data, notif.len,
-                                                   timeout_ns, &error);
+        vnx_status_t status = post(self, xfer, &notif, timeout_ns, &error);
         result = post_result(self, status, &error);
     }
     vnxi_py_bytes_put(&notif);
@@ -62,13 +80,8 @@ VNXI_PY_AGENT_METHOD(
     if (xfer == NULL) {
         return NULL;
     }
-    switch (vnx_xfer_state(xfer)) {
-    case VNX_XFER_DONE:
+    if (vnx_xfer_state(xfer) == VNX_XFER_DONE) {
         return Py_NewRef(VNXI_PY_NAME(self->state, DONE));
-    case VNX_XFER_POSTED:
-        return Py_NewRef(VNXI_PY_NAME(self->state, PROC));
-    default:
-        break;
     }
     vnx_error_t error;
     return post_result(self, vnx_xfer_status(xfer, &error), &error);
@@ -212,7 +225,12 @@ VNXI_PY_AGENT_METHOD(
     if (xfer == NULL) {
         return NULL;
     }
+    vnx_xfer_retain(xfer);
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(vnx_agent_may_wait(self->agent));
     vnx_xfer_estimate(xfer, &duration, &margin);
+    vnx_xfer_drop(xfer);
+    vnxi_py_gil_take(thread);
     return Py_BuildValue("LLs", (long long)duration, (long long)margin,
                          "ANALYTICAL_BACKEND");
 }

@@ -170,17 +170,38 @@ add_items(vnxi_py_state_t *state, const char *operation,
     return true;
 }
 
+/* 1: a mapping; 0: not one; -1: exception.  A mapping written in Python passes
+ * PySequence_Check() too, and a list PyMapping_Check(). */
+static int
+is_mapping(PyObject *value)
+{
+    if (!PyMapping_Check(value) || PyObject_CheckBuffer(value) ||
+        PyUnicode_Check(value)) {
+        return 0;
+    }
+    PyObject *items = PyObject_GetAttrString(value, "items");
+    if (items == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            return -1;
+        }
+        PyErr_Clear();
+        return 0;
+    }
+    Py_DECREF(items);
+    return 1;
+}
+
 bool
 vnxi_py_side_blobs(vnxi_py_state_t *state, const char *operation,
                    PyObject *value, vnxi_py_blobs_t *blobs_p)
 {
     vnxi_py_blobs_t blobs = {0};
-    bool done;
-    if (PyMapping_Check(value) && !PyObject_CheckBuffer(value) &&
-        !PyUnicode_Check(value) && !PySequence_Check(value)) {
+    bool done = false;
+    int has_items = is_mapping(value);
+    if (has_items > 0) {
         blobs.items = PyMapping_Items(value);
         done = blobs.items != NULL && add_items(state, operation, &blobs);
-    } else {
+    } else if (has_items == 0) {
         done = blobs_alloc(&blobs, 1) &&
                blobs_add(state, operation, NULL, value, &blobs);
     }

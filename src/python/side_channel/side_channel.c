@@ -254,27 +254,27 @@ static PyGetSetDef side_channel_getset[] = {
     "idle_timeout_ms=None, max_rate=None, tls=False, "                   \
     "tls_certificate=None, tls_key=None, tls_ca=None, tls_name=None, "   \
     "secret=None, advertise=None)\n--\n\n"
-#define OPTIONS_DOC                                                        \
-    "\n\nmax_frame: bytes of one blob that is accepted or served; None: "  \
-    "256\n"                                                                \
-    "    MiB\n"                                                            \
-    "max_connections: at once; the longest idle gives way; None: 4096,\n"  \
-    "    or what the process may open\n"                                   \
-    "client_timeout_ms: a client's whole exchange, at the server; None:\n" \
-    "    5000\n"                                                           \
-    "idle_timeout_ms: a client that neither sends nor takes; None:\n"      \
-    "    client_timeout_ms\n"                                              \
-    "max_rate: new connections a second from one address; None: no\n"      \
-    "    limit\n"                                                          \
-    "tls: speak TLS; so does each of the next four that is given\n"        \
-    "tls_certificate, tls_key: PEM files, to listen\n"                     \
-    "tls_ca: PEM file, whom requests trust; None: the system's\n"          \
-    "tls_name: the name that requests expect in the certificate; None:\n"  \
-    "    the host\n"                                                       \
-    "secret: shared by all that may exchange; None:\n"                     \
-    "    VLLM_NIXL_SIDE_CHANNEL_SECRET.\n"                                 \
-    "    TCP: the key of TLS, without the tls options; HTTP: a bearer\n"   \
-    "    token\n"                                                          \
+#define OPTIONS_DOC                                                          \
+    "\n\nmax_frame: bytes of one blob that is accepted or served; None: "    \
+    "256\n"                                                                  \
+    "    MiB\n"                                                              \
+    "max_connections: at once; the longest idle gives way; None: 4096,\n"    \
+    "    or what the process may open\n"                                     \
+    "client_timeout_ms: a client's whole exchange, at the server; None:\n"   \
+    "    5000\n"                                                             \
+    "idle_timeout_ms: a client that neither sends nor takes; at most, and\n" \
+    "    None: client_timeout_ms\n"                                          \
+    "max_rate: new connections a second from one address; None: no\n"        \
+    "    limit\n"                                                            \
+    "tls: speak TLS; so does each of the next four that is given\n"          \
+    "tls_certificate, tls_key: PEM files, to listen\n"                       \
+    "tls_ca: PEM file, whom requests trust; None: the system's\n"            \
+    "tls_name: the name that requests expect in the certificate; None:\n"    \
+    "    the host\n"                                                         \
+    "secret: shared by all that may exchange; None:\n"                       \
+    "    VLLM_NIXL_SIDE_CHANNEL_SECRET.\n"                                   \
+    "    TCP: the key of TLS, without the tls options; HTTP: a bearer\n"     \
+    "    token\n"                                                            \
     "advertise: the host for advertised_address()"
 
 PyDoc_STRVAR(base_doc, "A small server and client that hand metadata over.\n\n"

@@ -607,17 +607,69 @@ test_capi_objects_outlive_their_agent(void **state)
 static void
 test_capi_options_of_another_agent_are_refused(void **state)
 {
+    const int row = 0;
     scene_t scene = {0};
     nixl_capi_opt_args_t options = NULL;
+    nixl_capi_xfer_req_t request = NULL;
     (void)state;
 
     open_scene(&scene);
     assert_done(nixl_capi_create_opt_args(&options));
     assert_done(nixl_capi_opt_args_add_backend(options, scene.backend_b));
     assert_refused(nixl_capi_register_mem(scene.a, scene.memory_a, options));
+    assert_refused(nixl_capi_make_xfer_req(scene.a, NIXL_CAPI_XFER_OP_READ,
+                                           scene.local, &row, 1, scene.remote,
+                                           &row, 1, &request, options));
     assert_done(nixl_capi_register_mem(scene.b, scene.memory_b, options));
     assert_done(nixl_capi_deregister_mem(scene.b, scene.memory_b, options));
     assert_done(nixl_capi_destroy_opt_args(options));
+    close_scene(&scene);
+}
+
+/* A length that was computed wrongly; the bytes are not looked at. */
+static void
+test_capi_absurd_lengths_fail(void **state)
+{
+    scene_t scene = {0};
+    char *name = NULL;
+    (void)state;
+
+    open_scene(&scene);
+    assert_int_equal(nixl_capi_gen_notif(scene.a, "b", "x", SIZE_MAX, NULL),
+                     NIXL_CAPI_ERROR_BACKEND);
+    assert_int_equal(nixl_capi_load_remote_md(scene.a, "x", SIZE_MAX, &name),
+                     NIXL_CAPI_ERROR_BACKEND);
+    close_scene(&scene);
+}
+
+static void
+test_capi_failed_transfer_has_no_figures(void **state)
+{
+    scene_t scene = {0};
+    struct nixl_capi_xfer_telemetry_s figures = {.total_bytes = 7};
+    (void)state;
+
+    setenv("NIXL_TELEMETRY_ENABLE", "y", 1);
+    open_scene(&scene);
+    unsetenv("NIXL_TELEMETRY_ENABLE");
+    nixl_capi_xfer_req_t request = make_request(&scene, 0, NULL);
+    post_and_finish(&scene, request);
+    assert_done(nixl_capi_get_xfer_telemetry(scene.a, request, &figures));
+    assert_int_equal(figures.total_bytes, ROW);
+    figures.total_bytes = 7;
+
+    assert_done(nixl_capi_destroy_agent(scene.b));
+    int status = nixl_capi_post_xfer_req(scene.a, request, NULL);
+    while (status == NIXL_CAPI_IN_PROG) {
+        status = nixl_capi_get_xfer_status(scene.a, request);
+    }
+    assert_int_equal(status, NIXL_CAPI_ERROR_BACKEND);
+    assert_int_equal(nixl_capi_get_xfer_telemetry(scene.a, request, &figures),
+                     NIXL_CAPI_ERROR_BACKEND);
+    assert_int_equal(figures.total_bytes, 7);
+
+    drop_request(&scene, request);
+    assert_done(nixl_capi_create_agent("b", &scene.b)); /* for close_scene() */
     close_scene(&scene);
 }
 
@@ -1011,6 +1063,8 @@ main(int argc, char **argv)
         cmocka_unit_test(test_capi_never_uses_a_handle_again),
         cmocka_unit_test(test_capi_objects_outlive_their_agent),
         cmocka_unit_test(test_capi_options_of_another_agent_are_refused),
+        cmocka_unit_test(test_capi_absurd_lengths_fail),
+        cmocka_unit_test(test_capi_failed_transfer_has_no_figures),
         cmocka_unit_test(test_capi_agent_of_the_parent_fails_in_a_child),
         cmocka_unit_test(test_capi_is_used_by_many_threads),
         cmocka_unit_test(test_capi_agent_ends_while_threads_use_it),

@@ -3,6 +3,7 @@
 #include "agent_pair.h"
 #include "child_check.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
@@ -166,6 +167,14 @@ test_core_fork_child_is_refused_and_parent_continues(void **state)
     use_and_release(&h);
 }
 
+/* The transfer may have ended before the fork. */
+static void
+ask_for_the_state(handles_t *h)
+{
+    vnx_status_t status = vnx_xfer_status(h->xfer, NULL);
+    CHECK(status == VNX_OK || status == VNX_ERR_NOT_ALLOWED);
+}
+
 static void
 test_core_fork_during_a_transfer(void **state)
 {
@@ -174,11 +183,36 @@ test_core_fork_during_a_transfer(void **state)
 
     for (int i = 0; i < 5; i++) {
         assert_int_equal(vnx_xfer_post(h.xfer, NULL, 0, NULL), VNX_IN_PROG);
+        run_forked(ask_for_the_state, &h);
         run_forked(release_all, &h);
         assert_ok(vnx_agent_wait(p->a, &h.xfer, 1, 0, vnx_test_limit(30), e));
         assert_ok(vnx_xfer_status(h.xfer, e));
         vnx_notif_free(await_notif(p->b));
     }
+    use_and_release(&h);
+}
+
+static void
+take_notifs(handles_t *h)
+{
+    CHECK(vnx_agent_take_notifs(h->pair->b) == NULL);
+}
+
+static void
+test_core_fork_child_leaves_the_parents_events(void **state)
+{
+    pair_t *p = *state;
+    handles_t h = make_handles(p);
+    struct pollfd polled = {.events = POLLIN};
+
+    assert_ok(vnx_agent_fileno(p->b, &polled.fd, e));
+    vnx_agent_clear_events(p->b);
+    assert_ok(vnx_agent_send_notif(p->a, "B", 1, "x", 1, e));
+    assert_int_equal(poll(&polled, 1, (int)(vnx_test_limit(30) / 1000000)), 1);
+    run_forked(take_notifs, &h);
+    assert_int_equal(poll(&polled, 1, 0), 1);
+    vnx_notif_free(await_notif(p->b));
+    assert_int_equal(poll(&polled, 1, 0), 0);
     use_and_release(&h);
 }
 
@@ -313,6 +347,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         with_pair(test_core_fork_child_is_refused_and_parent_continues),
         with_pair(test_core_fork_during_a_transfer),
+        with_pair(test_core_fork_child_leaves_the_parents_events),
         with_pair(test_core_fork_child_can_read_counters),
         with_pair(test_core_fork_while_peers_come_and_go),
         with_pair(test_core_fork_child_makes_agents_that_reach_the_parent),

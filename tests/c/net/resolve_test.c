@@ -1,5 +1,6 @@
 /* A scripted name service replaces the real one: names do not depend on the
- * machine, and one name gets no answer until the test asks for it. */
+ * machine, and one name gets no answer until the test asks for it.  Looking
+ * names up, and connections that begin with it. */
 #include "vnx_test.h"
 
 #include <netdb.h>
@@ -14,7 +15,9 @@
 
 #include "base/clock.h"
 #include "child_check.h"
+#include "net/connect.h"
 #include "net/resolve.h"
+#include "side_channel/channel.h"
 #include "side_channel_peer.h"
 
 static atomic_int asked;   /* look-ups that came to the name service */
@@ -277,11 +280,11 @@ expect_lookup_in_child(void)
     assert_int_equal(status, 0);
 }
 
+/* Make the name service silent, and leave as many look-ups to it as may run.
+ */
 static void
-test_resolve_bounds_abandoned_lookups(void **state)
+fill_lookups(void)
 {
-    (void)state;
-    size_t fds = open_fds();
     int before = atomic_load(&asked);
 
     atomic_store(&silent, true);
@@ -289,13 +292,122 @@ test_resolve_bounds_abandoned_lookups(void **state)
         expect_failure("silent.test", 1, VNX_ERR_TIMEOUT);
     }
     WAIT_UNTIL(atomic_load(&asked) == before + VNXI_LOOKUPS_MAX);
-    expect_failure("two.test", 20000, VNX_ERR_BACKEND);
+}
+
+static void
+test_resolve_bounds_abandoned_lookups(void **state)
+{
+    (void)state;
+    size_t fds = open_fds();
+    vnxi_addresses_t found;
+    const char *reason = "";
+
+    fill_lookups();
+    assert_int_equal(vnxi_resolve("two.test", 1, in_ms(30), &found, &reason),
+                     VNX_ERR_TIMEOUT);
+    assert_non_null(strstr(reason, "too many name look-ups"));
     expect_one("127.0.0.1", "127.0.0.1");
     expect_lookup_in_child();
 
     atomic_store(&silent, false);
-    WAIT_UNTIL(open_fds() <= fds);
     expect_one("two.test", "127.0.0.2");
+    WAIT_UNTIL(open_fds() <= fds);
+}
+
+/* -- Connecting ----------------------------------------------------------- */
+
+/* Connect to a port of "two.test" at which nobody listens. */
+static vnx_status_t
+dial_to_the_end(vnxi_dial_t *dial)
+{
+    vnx_status_t status;
+    struct pollfd entry = {0};
+    uint64_t wake;
+    int fd;
+
+    while ((status = vnxi_dial_step(dial, vnxi_clock_ns(), &fd)) ==
+           VNX_IN_PROG) {
+        vnxi_dial_wait(dial, &entry.fd, &entry.events, &wake);
+        poll(&entry, 1, wake == UINT64_MAX ? 20000 : 10);
+    }
+    return status;
+}
+
+static void
+test_dial_keeps_no_descriptor_of_the_lookup(void **state)
+{
+    (void)state;
+    size_t fds = open_fds();
+    vnxi_dial_t dial;
+
+    vnxi_dial_init(&dial, "two.test", 1, in_ms(20000));
+    assert_int_equal(dial_to_the_end(&dial), VNX_ERR_BACKEND);
+    assert_true(dial.is_connecting);
+    WAIT_UNTIL(open_fds() <= fds);
+    vnxi_dial_fini(&dial);
+}
+
+static void
+test_dial_waits_while_too_many_lookups_run(void **state)
+{
+    (void)state;
+    uint64_t now = vnxi_clock_ns(), wake = 0;
+    short events;
+    int fd = 77;
+    vnxi_dial_t dial;
+
+    fill_lookups();
+    vnxi_dial_init(&dial, "two.test", 1, in_ms(20000));
+    assert_string_equal(vnxi_dial_timed_out(&dial), "timed out");
+    assert_int_equal(vnxi_dial_step(&dial, now, &fd), VNX_IN_PROG);
+    vnxi_dial_wait(&dial, &fd, &events, &wake);
+    assert_int_equal(fd, -1);
+    assert_int_equal(wake, now + 10000000);
+    assert_string_equal(vnxi_dial_timed_out(&dial),
+                        "timed out: too many name look-ups are still running");
+
+    atomic_store(&silent, false);
+    assert_int_equal(dial_to_the_end(&dial), VNX_ERR_BACKEND);
+    assert_true(dial.is_connecting);
+    vnxi_dial_fini(&dial);
+    WAIT_UNTIL(atomic_load(&ended) == atomic_load(&asked));
+}
+
+/* The name service answers once it was asked as often as it may be. */
+static void
+test_requests_for_more_names_than_lookups_are_all_made(void **state)
+{
+    (void)state;
+    enum { REQUESTS = VNXI_LOOKUPS_MAX + 36 };
+    vnx_side_channel_request_params_t params[REQUESTS];
+    vnx_side_channel_t *channel = channel_new(NULL);
+    vnxi_requests_t *requests;
+    int fd, before = atomic_load(&asked);
+
+    for (size_t i = 0; i < REQUESTS; i++) {
+        params[i] =
+            (vnx_side_channel_request_params_t){.size = sizeof params[i],
+                                                .host = "silent.test",
+                                                .port = 1,
+                                                .timeout_ms = 60000};
+    }
+    atomic_store(&silent, true);
+    assert_int_equal(
+        vnxi_requests_make(channel, params, REQUESTS, &requests, NULL),
+        VNX_OK);
+    assert_int_equal(vnxi_requests_watch(requests, &fd, NULL), VNX_OK);
+    WAIT_UNTIL((vnxi_requests_step(requests),
+                atomic_load(&asked) == before + VNXI_LOOKUPS_MAX));
+    atomic_store(&silent, false);
+    assert_true(vnxi_requests_run(requests, NULL, NULL));
+    for (size_t i = 0; i < REQUESTS; i++) {
+        vnx_side_channel_answer_t answer;
+        vnxi_requests_take(requests, i, &answer);
+        assert_int_equal(answer.status, VNX_ERR_NOT_FOUND);
+    }
+    assert_int_equal(atomic_load(&asked), before + REQUESTS);
+    vnxi_requests_free(requests);
+    vnx_side_channel_free(channel);
 }
 
 int
@@ -314,6 +426,10 @@ main(void)
         cmocka_unit_test(test_resolve_interface_returns_its_addresses),
         cmocka_unit_test(test_resolve_detects_loopback),
         cmocka_unit_test(test_resolve_bounds_abandoned_lookups),
+        cmocka_unit_test(test_dial_keeps_no_descriptor_of_the_lookup),
+        cmocka_unit_test(test_dial_waits_while_too_many_lookups_run),
+        cmocka_unit_test(
+            test_requests_for_more_names_than_lookups_are_all_made),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

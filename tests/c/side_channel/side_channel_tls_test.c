@@ -1,11 +1,21 @@
 /* Secrets and TLS between our own client and listener: who is admitted, who is
- * refused, and the errors. */
+ * refused, and the errors.  Floods within TLS, from either end. */
 #include "tls_channels.h"
 
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "net/tls.h"
 
 static vnx_side_channel_t *
 secret_channel(const char *secret)
@@ -187,6 +197,175 @@ test_tls_shutdown_during_a_handshake_leaks_nothing(void **state)
     expect_tls_shutdown_leaves_nothing(channel_new);
 }
 
+/* -- Floods --------------------------------------------------------------- */
+
+/* A context as our listeners have it. */
+static void *
+server_context(void)
+{
+    char paths[2][128];
+    vnx_side_channel_options_t options = {
+        .size = sizeof options,
+        .tls = VNXI_TLS_CERTIFICATE,
+        .tls_certificate = in_folder("server.pem", paths[0]),
+        .tls_key = in_folder("server.key", paths[1])};
+    void *ctx = NULL;
+
+    assert_int_equal(vnxi_tls_server_context(&options, "test", &ctx, NULL),
+                     VNX_OK);
+    return ctx;
+}
+
+/* Send many KeyUpdates and a byte, all at once. */
+static void
+send_key_updates(SSL *ssl, int fd)
+{
+    BIO *out = BIO_new(BIO_s_mem());
+    char *data;
+
+    assert_non_null(out);
+    SSL_set0_wbio(ssl, out);
+    for (int i = 0; i < 200; i++) {
+        assert_int_equal(SSL_key_update(ssl, SSL_KEY_UPDATE_NOT_REQUESTED), 1);
+        assert_int_equal(SSL_do_handshake(ssl), 1);
+    }
+    assert_int_equal(SSL_write(ssl, "x", 1), 1);
+    long len = BIO_get_mem_data(out, &data);
+    peer_send(fd, data, (size_t)len);
+}
+
+static void
+one_round(struct event_base *base)
+{
+    event_base_loop(base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+}
+
+/* A round of the listener's loop takes one KeyUpdate, however many wait. */
+static void
+test_tls_flood_of_a_client_leaves_the_loop_to_others(void **state)
+{
+    (void)state;
+    void *server_ctx = server_context(), *tls = NULL;
+    SSL_CTX *client_ctx = SSL_CTX_new(TLS_client_method());
+    SSL *client = SSL_new(client_ctx);
+    struct event_base *base = event_base_new();
+    int fds[2], left = 0;
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds),
+                     0);
+    struct bufferevent *bev =
+        vnxi_tls_accept(server_ctx, base, fds[0], BEV_OPT_CLOSE_ON_FREE, &tls);
+    bufferevent_enable(bev, EV_READ);
+    SSL_set_fd(client, fds[1]);
+    SSL_set_connect_state(client);
+    WAIT_UNTIL((one_round(base),
+                SSL_do_handshake(client) == 1 && !vnxi_tls_is_shaking(tls)));
+    send_key_updates(client, fds[1]);
+    one_round(base);
+    assert_int_equal(ioctl(fds[0], FIONREAD, &left), 0);
+    assert_true(left > 0);
+    WAIT_UNTIL((one_round(base),
+                evbuffer_get_length(bufferevent_get_input(bev)) == 1));
+
+    bufferevent_free(bev);
+    one_round(base);
+    event_base_free(base);
+    SSL_free(client);
+    SSL_CTX_free(client_ctx);
+    vnxi_tls_context_free(server_ctx);
+    close(fds[1]);
+}
+
+/* A client's stream over a socket that blocks: no step may wait for more. */
+static void
+stream_open(vnxi_stream_t *stream, int port)
+{
+    char path[128];
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .tls = VNXI_TLS_CERTIFICATE,
+                                          .tls_ca = in_folder("ca.pem", path)};
+
+    *stream = (vnxi_stream_t){.fd = peer_connect(port)};
+    assert_int_equal(vnxi_tls_client_open(stream, "localhost", &options),
+                     VNX_OK);
+}
+
+static void
+stream_close(vnxi_stream_t *stream)
+{
+    vnxi_tls_client_close(stream);
+    close(stream->fd);
+}
+
+/* Records full of HelloRequests, which a client skips; 4 MiB. */
+static void
+serve_hello_requests(peer_server_t *server, int client)
+{
+    static const unsigned char record[5 + 16384] = {22, 3, 3, 0x40, 0};
+
+    (void)server;
+    for (int i = 0; i < 256; i++) {
+        if (send(client, record, sizeof record, MSG_NOSIGNAL) <= 0) {
+            return;
+        }
+    }
+}
+
+static void
+test_tls_flood_in_the_handshake_does_not_extend_a_step(void **state)
+{
+    (void)state;
+    peer_server_t server = {0};
+    vnxi_stream_t stream;
+
+    peer_server_start(&server, serve_hello_requests);
+    stream_open(&stream, server.port);
+    assert_int_equal(vnxi_tls_client_shake(&stream), VNX_IN_PROG);
+    assert_int_equal(stream.events, POLLIN);
+    stream_close(&stream);
+    peer_server_stop(&server);
+}
+
+static void
+serve_key_updates(peer_server_t *server, int client)
+{
+    void *ctx = server_context();
+    SSL *ssl = SSL_new(ctx);
+
+    SSL_set_fd(ssl, client);
+    assert_int_equal(SSL_accept(ssl), 1);
+    send_key_updates(ssl, client);
+    peer_server_stopped(server, -1);
+    SSL_free(ssl);
+    vnxi_tls_context_free(ctx);
+}
+
+static void
+test_tls_flood_after_the_handshake_does_not_extend_a_step(void **state)
+{
+    (void)state;
+    peer_server_t server = {0};
+    vnxi_stream_t stream;
+    vnx_status_t status;
+    size_t count = 0;
+    char byte;
+
+    peer_server_start(&server, serve_key_updates);
+    stream_open(&stream, server.port);
+    assert_int_equal(vnxi_tls_client_shake(&stream), VNX_OK);
+    assert_int_equal(vnxi_tls_client_recv(&stream, &byte, 1, &count),
+                     VNX_IN_PROG);
+    assert_int_equal(stream.events, POLLIN);
+    do {
+        status = vnxi_tls_client_recv(&stream, &byte, 1, &count);
+    } while (status == VNX_IN_PROG);
+    assert_int_equal(status, VNX_OK);
+    assert_int_equal(count, 1);
+    assert_int_equal(byte, 'x');
+    stream_close(&stream);
+    peer_server_stop(&server);
+}
+
 /* -- Files ---------------------------------------------------------------- */
 
 static void
@@ -231,6 +410,67 @@ test_tls_missing_or_wrong_files_are_named(void **state)
     vnx_side_channel_free(client);
 }
 
+/* The password is at hand, but nothing may ask for it: a program that starts a
+ * listener does not wait for its terminal. */
+static void
+test_tls_key_with_a_password_is_refused(void **state)
+{
+    (void)state;
+    char paths[2][128], command[512];
+    int input[2], before = dup(0);
+
+    snprintf(command, sizeof command,
+             "openssl ec -in '%s' -aes128 -passout pass:password -out '%s' "
+             "2>/dev/null",
+             in_folder("server.key", paths[0]),
+             in_folder("locked.key", paths[1]));
+    assert_int_equal(system(command), 0);
+    assert_int_equal(pipe(input), 0);
+    assert_int_equal(write(input[1], "password\n", 9), 9);
+    assert_int_equal(dup2(input[0], 0), 0);
+    expect_start_failure("server.pem", "locked.key", "with a password");
+    assert_int_equal(dup2(before, 0), 0);
+    close(before);
+    close(input[0]);
+    close(input[1]);
+}
+
+/* The program may use OpenSSL too, and takes each error in this thread's queue
+ * for one of its own. */
+static void
+test_tls_failures_leave_no_error_to_the_program(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *plain = channel_new(NULL);
+    vnx_side_channel_t *server =
+        tls_server(channel_new, "server.pem", NULL, 0);
+    vnx_side_channel_t *trusting =
+        tls_client(channel_new, "ca.pem", NULL, NULL);
+    vnx_side_channel_t *strict =
+        tls_client(channel_new, "nobody.pem", NULL, NULL);
+    vnx_side_channel_t *lost = tls_client(channel_new, "none.pem", NULL, NULL);
+    int port = channel_start(server, "x", 1);
+
+    ERR_clear_error();
+    channel_expect_failure(trusting, channel_start(plain, "x", 1), 20000,
+                           VNX_ERR_MISMATCH, "speaks no TLS");
+    assert_int_equal(ERR_peek_error(), 0);
+    channel_expect_failure(strict, port, 20000, VNX_ERR_NOT_ALLOWED, "issuer");
+    assert_int_equal(ERR_peek_error(), 0);
+    channel_expect_failure(lost, port, 20000, VNX_ERR_INVALID_PARAM,
+                           "none.pem");
+    assert_int_equal(ERR_peek_error(), 0);
+    expect_start_failure("server.pem", "other.key", "mismatch");
+    assert_int_equal(ERR_peek_error(), 0);
+    channel_expect(trusting, port, "x", 1);
+    assert_int_equal(ERR_peek_error(), 0);
+    vnx_side_channel_free(plain);
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(trusting);
+    vnx_side_channel_free(strict);
+    vnx_side_channel_free(lost);
+}
+
 static void
 test_tls_incompatible_options_are_refused(void **state)
 {
@@ -269,7 +509,14 @@ main(void)
         cmocka_unit_test(
             test_tls_silent_and_half_handshakes_do_not_block_others),
         cmocka_unit_test(test_tls_shutdown_during_a_handshake_leaks_nothing),
+        cmocka_unit_test(test_tls_flood_of_a_client_leaves_the_loop_to_others),
+        cmocka_unit_test(
+            test_tls_flood_in_the_handshake_does_not_extend_a_step),
+        cmocka_unit_test(
+            test_tls_flood_after_the_handshake_does_not_extend_a_step),
         cmocka_unit_test(test_tls_missing_or_wrong_files_are_named),
+        cmocka_unit_test(test_tls_key_with_a_password_is_refused),
+        cmocka_unit_test(test_tls_failures_leave_no_error_to_the_program),
         cmocka_unit_test(test_tls_incompatible_options_are_refused),
     };
     return cmocka_run_group_tests(tests, make_certificates,

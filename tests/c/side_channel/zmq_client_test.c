@@ -232,17 +232,50 @@ test_zmq_client_refuses_other_protocols(void **state)
     vnx_side_channel_free(channel);
 }
 
+static const char ping[] = "\4\x07\4PING\0\x0a";
+#define PING_LEN (sizeof ping - 1)
+
 /* Endless PINGs. */
 static void
 serve_pings(peer_server_t *server, int client)
 {
-    static const char ping[] = "\4\x07\4PING\0\x0a";
-
     send_greeting(client);
     SEND(client, ROUTER_READY);
     while (!peer_server_stopped(server, 0) &&
-           send(client, ping, sizeof ping - 1, MSG_NOSIGNAL) > 0) {
+           send(client, ping, PING_LEN, MSG_NOSIGNAL) > 0) {
     }
+}
+
+/* Requests that another one keeps waiting would miss their deadlines. */
+static void
+test_zmq_client_refuses_pings_without_end(void **state)
+{
+    (void)state;
+    static const char answer[] = "\1\0\0\x12" BLOB;
+    char reply[65 * PING_LEN + sizeof answer - 1];
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    peer_server_t server = {.reply = reply + PING_LEN,
+                            .reply_len = sizeof reply - PING_LEN};
+    vnx_error_t error = {0};
+
+    for (size_t i = 0; i < 65; i++) {
+        memcpy(reply + i * PING_LEN, ping, PING_LEN);
+    }
+    memcpy(reply + 65 * PING_LEN, answer, sizeof answer - 1);
+    peer_server_start(&server, serve_0_0); /* with 64 of them */
+    assert_int_equal(ask(channel, server.port, "0,0", 20000, &error), VNX_OK);
+    peer_server_stop(&server);
+    server = (peer_server_t){.reply = reply, .reply_len = sizeof reply};
+    peer_server_start(&server, serve_0_0);
+    assert_int_equal(ask(channel, server.port, "0,0", 20000, &error),
+                     VNX_ERR_MISMATCH);
+    peer_server_stop(&server);
+    peer_server_start(&server, serve_pings);
+    assert_int_equal(ask(channel, server.port, "0,0", 20000, &error),
+                     VNX_ERR_MISMATCH);
+    assert_non_null(strstr(error.cause, "more than 64 commands"));
+    peer_server_stop(&server);
+    vnx_side_channel_free(channel);
 }
 
 /* A large blob, one byte at a time. */
@@ -263,7 +296,7 @@ static void
 test_zmq_client_obeys_its_deadline(void **state)
 {
     (void)state;
-    void (*const serves[])(peer_server_t *, int) = {serve_pings, serve_drip,
+    void (*const serves[])(peer_server_t *, int) = {serve_drip,
                                                     peer_serve_silence};
     vnx_side_channel_t *channel = zmq_new(NULL);
 
@@ -326,6 +359,7 @@ main(void)
         cmocka_unit_test(test_zmq_client_asks_stock_only_for_ranks),
         cmocka_unit_test(test_zmq_client_refuses_invalid_replies),
         cmocka_unit_test(test_zmq_client_refuses_other_protocols),
+        cmocka_unit_test(test_zmq_client_refuses_pings_without_end),
         cmocka_unit_test(test_zmq_client_obeys_its_deadline),
         cmocka_unit_test(test_zmq_refuses_secrets_and_tls),
     };

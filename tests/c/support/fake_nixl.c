@@ -19,6 +19,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #define GARBAGE ((void *)(uintptr_t)0xdeadbeef)
 #define MANY 64
+#define HOLD_PAUSES 300000 /* 30 s or longer */
 
 typedef struct blob {
     char *data;
@@ -167,6 +168,56 @@ unmake(void *handle)
     free(link);
     return 0;
 }
+
+static void
+pause_shortly(void)
+{
+    const struct timespec pause = {.tv_nsec = 100000};
+    nanosleep(&pause, NULL);
+}
+
+/* The start of a call that shares the agent's lock with others. */
+static void
+wait_for_others(void)
+{
+    if (!fake_nixl.holds) {
+        return;
+    }
+    atomic_fetch_add(&fake_nixl.waiting, 1);
+    for (int i = 0; fake_nixl.holds && i < HOLD_PAUSES; i++) {
+        pause_shortly();
+    }
+    atomic_fetch_add(&fake_nixl.gave_up, fake_nixl.holds);
+    atomic_fetch_sub(&fake_nixl.waiting, 1);
+}
+
+/* -- For Python -------------------------------------------------------------
+ */
+
+EXPORT void
+fake_nixl_hold(void)
+{
+    fake_nixl.holds = true;
+}
+
+EXPORT void
+fake_nixl_await_call(void)
+{
+    while (fake_nixl.waiting == 0 && fake_nixl.gave_up == 0) {
+        pause_shortly();
+    }
+}
+
+/* Returns how many calls gave up. */
+EXPORT int
+fake_nixl_let_go(void)
+{
+    fake_nixl.holds = false;
+    return fake_nixl.gave_up;
+}
+
+/* -- Copies -----------------------------------------------------------------
+ */
 
 static blob_t
 copy_blob(const void *data, size_t len)
@@ -981,6 +1032,7 @@ nixl_capi_create_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_op_t op,
 {
     const char *backend = options->backend->name;
 
+    wait_for_others();
     *request_p = GARBAGE;
     strcpy(fake_nixl.tried, backend);
     if (fake_nixl.fail_create != 0) {
@@ -1028,6 +1080,7 @@ nixl_capi_release_xfer_dlist_handle(nixl_capi_agent_t agent,
                                     nixl_capi_xfer_dlist_handle_t handle)
 {
     (void)agent;
+    wait_for_others();
     free(handle->list.rows);
     return unmake(handle);
 }
@@ -1064,6 +1117,7 @@ nixl_capi_make_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_op_t op,
                         nixl_capi_xfer_req_t *request_p,
                         nixl_capi_opt_args_t options)
 {
+    wait_for_others();
     *request_p = GARBAGE;
     if (fake_nixl.fail_make != 0) {
         return fake_nixl.fail_make;
@@ -1156,6 +1210,8 @@ EXPORT int
 nixl_capi_post_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_req_t request,
                         nixl_capi_opt_args_t options)
 {
+    wait_for_others();
+    fake_nixl.poster = (uintptr_t)pthread_self();
     if (fake_nixl.fail_post != 0) {
         return fake_nixl.fail_post;
     }
@@ -1187,13 +1243,12 @@ EXPORT int
 nixl_capi_release_xfer_req(nixl_capi_agent_t agent,
                            nixl_capi_xfer_req_t request)
 {
-    const struct timespec pause = {.tv_nsec = 100000};
     (void)agent;
-
+    wait_for_others();
     request->is_released = true;
     fake_nixl.released_active += request->is_posted;
     while (fake_nixl.blocks) {
-        nanosleep(&pause, NULL);
+        pause_shortly();
     }
     return 0;
 }
@@ -1219,6 +1274,7 @@ nixl_capi_estimate_xfer_cost(nixl_capi_agent_t agent,
 {
     (void)agent;
     (void)options;
+    wait_for_others();
     fake_nixl.used_released += request->is_released;
     *duration_us_p = 7;
     *margin_us_p = 3;
@@ -1333,6 +1389,7 @@ nixl_capi_get_notifs(nixl_capi_agent_t agent, nixl_capi_notif_map_t notifs,
                      nixl_capi_opt_args_t options)
 {
     (void)options;
+    wait_for_others();
     notif_t **at = &notifs->first;
     while (*at != NULL) {
         at = &(*at)->next;

@@ -19,6 +19,7 @@ typedef struct fake_nixl {
                                 this one (pthread_self()); 0: in any */
     atomic_bool drops_peers; /* connections have failed */
     atomic_bool blocks;      /* releases of requests do not return */
+    atomic_bool holds;       /* hot calls wait, as for the agent's lock */
     uint64_t key;            /* published with regions */
     char refuses[32];        /* this backend refuses registrations */
 
@@ -29,6 +30,9 @@ typedef struct fake_nixl {
     atomic_int used_released;   /* estimates for released requests */
     atomic_int loads;           /* loads of metadata */
     atomic_int looks;           /* fetches of notifications */
+    atomic_int waiting;         /* hot calls that wait now */
+    atomic_int gave_up;         /* hot calls that waited for too long */
+    atomic_uintptr_t poster;    /* the thread of the last post */
     size_t pieces;              /* of the last transfer made of pieces */
     atomic_int prepared;        /* prepared lists */
     atomic_int indexed;         /* transfers made by index */

@@ -47,13 +47,14 @@ typedef struct node_account {
     uint32_t next[NODE_STREAMS]; /* number that comes next in a stream */
     size_t by_poller;            /* notifications taken in by `poller` */
     char sender[64];
-    size_t revoked, ended, answers, alarms;
+    size_t revoked, ended, answers, alarms, settles;
     size_t controls, control_fds, askers_gone;
     size_t lost;    /* control messages without their descriptors */
     size_t fds;     /* of the process, when the record was asked for */
     uint64_t asker; /* of the last control message */
     uint64_t gone;  /* the last asker that has gone */
     uint64_t epoch;
+    uint64_t token; /* of the last SETTLE */
     vnx_mem_t mem;
     vnx_desc_t desc;
     char cause[256];
@@ -73,6 +74,7 @@ struct node {
     vnxi_hub_t *hub;
     vnxi_link_t *echo; /* notifications go back over it */
     bool close_when_called, release_when_ended, refuses_answers;
+    atomic_bool never_settles;
     node_control_t *on_control;
     vnxi_link_answer_t answer; /* the last; protected by lock */
     pthread_t poller;
@@ -182,6 +184,21 @@ node_on_revoked(void *context, vnxi_link_t *link, uint64_t epoch,
     node->account.desc = *desc;
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->lock);
+}
+
+static inline void
+node_on_settle(void *context, vnxi_link_t *link, uint64_t token)
+{
+    node_t *node = context;
+
+    pthread_mutex_lock(&node->lock);
+    node->account.settles++;
+    node->account.token = token;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+    if (!atomic_load(&node->never_settles)) {
+        vnxi_link_send_settled(link, token, NULL);
+    }
 }
 
 static inline void
@@ -383,8 +400,9 @@ node_init_for(node_t *node, const char *name, node_control_t *on_control)
         .instance = node->instance,
         .local = &node->info,
         .callbacks = {node, node_on_notif, node_on_revoked, node_on_ended,
-                      node_on_confirm, node_on_confirmed, node_on_question,
-                      node_on_answered, node_on_asker_gone, node_on_alarm},
+                      node_on_confirm, node_on_confirmed, node_on_settle,
+                      node_on_question, node_on_answered, node_on_asker_gone,
+                      node_on_alarm},
     };
 
     memset(node, 0, sizeof *node);
@@ -544,6 +562,7 @@ typedef enum order_kind {
     PEER_ANSWER,  /* the same to the last asker, with `fds` -> status */
     PEER_LIMIT,   /* have room for `count` more descriptors -> status */
     PEER_REVOKE,  /* `count` rows -> status */
+    PEER_SETTLE,  /* -> status; VNX_ERR_TIMEOUT: not in time */
     PEER_CLOSE,   /* the link -> status */
     PEER_POLL,    /* poll until the next order */
     PEER_HOLD,    /* a child that keeps all descriptors -> its pid */
@@ -679,6 +698,9 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
         break;
     case PEER_REVOKE:
         answer.status = peer_revoke(node, order);
+        break;
+    case PEER_SETTLE:
+        answer.status = vnxi_hub_settle(node->hub) ? VNX_OK : VNX_ERR_TIMEOUT;
         break;
     case PEER_CLOSE:
         vnxi_link_close(*link);

@@ -63,7 +63,7 @@ def _no_engine(engine: str, wanted: str, error: str) -> list[Finding]:
                 "nothing, unless you need these backends",
             )
         ]
-    change = "pip install --force-reinstall vllm_nixl"
+    change = "install the package again, as README.md says"
     if engine == "nixl":
         change = f"pip install nixl, or unset {_ENGINE}"
     return [bad(f"engine {engine}", error, "no agent can be created", change)]

@@ -51,8 +51,8 @@ def check_ptrace_scope(machine: Machine) -> list[Finding]:
                 check,
                 f"{seen}, without CAP_SYS_PTRACE",
                 f"{_SAME_HOST} only with CAP_SYS_PTRACE",
-                "sysctl -w kernel.yama.ptrace_scope=1, or docker run "
-                "--cap-add=SYS_PTRACE",
+                "sysctl -w kernel.yama.ptrace_scope=1 on the host, or docker "
+                "run --cap-add=SYS_PTRACE as root",
             )
         ]
     return [

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/thread.h"
 #include "engine/native/shm/shm.h"
 
 /* -- The owner ------------------------------------------------------------ */
@@ -374,5 +375,70 @@ vnxi_confirm_on_revoked(void *port, vnxi_link_t *link, uint64_t epoch,
     if (conn != NULL) {
         revoked(conn, epoch, mem, desc);
         drop(port, conn);
+    }
+}
+
+/* -- The end of copies ----------------------------------------------------
+ */
+
+/* The token of the last SETTLE, unless it is `answered`; then the thread
+ * ends. */
+static bool
+next_token(vnxi_shm_conn_t *conn, uint64_t answered, uint64_t *token_p)
+{
+    vnxi_mutex_lock(&conn->lock);
+    *token_p = conn->confirm.settle_token;
+    conn->confirm.is_settling = *token_p != answered;
+    bool goes_on = conn->confirm.is_settling;
+    vnxi_mutex_unlock(&conn->lock);
+    return goes_on;
+}
+
+/* The thread holds the conn. */
+static void *
+settle(void *argument)
+{
+    vnxi_shm_conn_t *conn = argument;
+    const vnxi_port_t *port = conn->base.port;
+    const vnxi_port_host_t *host = &port->config.host;
+    uint64_t token = 0;
+
+    while (next_token(conn, token, &token)) {
+        host->settle(host->context, true);
+        vnxi_link_send_settled(conn->link, token, NULL);
+    }
+    drop(port, conn);
+    return NULL;
+}
+
+/* True: the caller has to answer, by a thread. */
+static bool
+note_settle(vnxi_shm_conn_t *conn, uint64_t token)
+{
+    vnxi_mutex_lock(&conn->lock);
+    bool is_first = !conn->confirm.is_settling;
+    conn->confirm.settle_token = token;
+    conn->confirm.is_settling = true;
+    vnxi_mutex_unlock(&conn->lock);
+    return is_first;
+}
+
+void
+vnxi_confirm_on_settle(void *port, vnxi_link_t *link, uint64_t token)
+{
+    const vnxi_port_host_t *host = &((vnxi_port_t *)port)->config.host;
+    vnxi_shm_conn_t *conn = hold(port, link);
+
+    if (conn == NULL) {
+        return; /* it was closed: nothing uses the peer any more */
+    }
+    if (!note_settle(conn, token)) {
+        drop(port, conn);
+    } else if (host->settle(host->context, false)) {
+        vnxi_link_send_settled(link, token, NULL);
+        next_token(conn, token, &token);
+        drop(port, conn);
+    } else if (vnxi_thread_start_detached(settle, conn) != 0) {
+        settle(conn);
     }
 }

@@ -32,6 +32,11 @@
  * that the owner sent before, ends the link and with it the peer.
  *
  * Transfers on unconfirmed regions wait: native/xfer_run.c.
+ *
+ * An owner that deregisters memory sends SETTLE after REVOKE, and waits for
+ * SETTLED: then no copy of this process touches the memory any more.  If some
+ * are running, a thread of its own waits for their end, because the hub's
+ * thread must go on.
  */
 #ifndef VNXI_NATIVE_SHM_CONFIRM_H
 #define VNXI_NATIVE_SHM_CONFIRM_H
@@ -59,6 +64,8 @@ typedef struct vnxi_confirm {
     uint64_t heard; /* the highest epoch that the owner has sent */
     uint64_t least; /* the lowest epoch allowed in the open question's
                        answer */
+    uint64_t settle_token; /* of the owner's last SETTLE */
+    bool is_settling;      /* a thread will answer it */
 } vnxi_confirm_t;
 
 void vnxi_confirm_fini(vnxi_confirm_t *confirm);
@@ -66,13 +73,14 @@ void vnxi_confirm_fini(vnxi_confirm_t *confirm);
 /* The conn has a new table: ask for its unconfirmed regions.  Any thread. */
 void vnxi_confirm_ask(vnxi_shm_conn_t *conn);
 
-/* Handlers of the hub's events `confirm`, `confirmed` and `revoked`; the
- * context is the port. */
+/* Handlers of the hub's events `confirm`, `confirmed`, `revoked` and `settle`;
+ * the context is the port. */
 uint64_t vnxi_confirm_on_question(void *port, const vnxi_link_row_t *rows,
                                   size_t count, bool *refused_p);
 bool vnxi_confirm_on_answer(void *port, vnxi_link_t *link,
                             const vnxi_link_answer_t *answer);
 void vnxi_confirm_on_revoked(void *port, vnxi_link_t *link, uint64_t epoch,
                              vnx_mem_t mem, const vnx_desc_t *desc);
+void vnxi_confirm_on_settle(void *port, vnxi_link_t *link, uint64_t token);
 
 #endif

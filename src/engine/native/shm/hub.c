@@ -318,6 +318,8 @@ hub_destroy(vnxi_hub_t *hub)
 {
     close_descriptors(hub);
     vnxi_mutex_destroy(&hub->loop);
+    vnxi_mutex_destroy(&hub->settle_lock);
+    vnxi_cond_destroy(&hub->settles);
     vnxi_mutex_destroy(&hub->lists);
     free(hub->input);
     free(hub->name);
@@ -341,6 +343,8 @@ hub_alloc(const vnxi_hub_config_t *config)
     hub->allows_ptrace = vnxi_ptrace_may_allow();
     vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
     vnxi_mutex_init(&hub->lists, VNXI_RANK_HUB_LISTS);
+    vnxi_mutex_init(&hub->settle_lock, VNXI_RANK_HUB_SETTLE);
+    vnxi_cond_init(&hub->settles);
     hub->name_len = config->name_len;
     hub->name = malloc(config->name_len + 1);
     hub->input = malloc(VNXI_HUB_INPUT);
@@ -401,9 +405,10 @@ notify_one(vnxi_link_t *link, const vnxi_writer_t *frames)
 }
 
 /* Sends without holding a lock.  If a link leaves the list meanwhile, the
- * iteration restarts and skips the links that were notified. */
+ * iteration restarts and skips the links that were notified.  `settle`: the
+ * token of a SETTLE, which goes only to agents that use regions; or 0. */
 static void
-notify_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
+notify_all(vnxi_hub_t *hub, const vnxi_writer_t *frames, uint64_t settle)
 {
     vnxi_link_t *link, *next;
 
@@ -411,10 +416,12 @@ notify_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
     uint64_t pass = ++hub->pass;
     for (link = hub->links; link != NULL; link = next) {
         next = link->next;
-        if (!link->accepted || link->pass == pass) {
+        if (!link->accepted || link->pass == pass ||
+            (settle != 0 && !link->uses_regions)) {
             continue;
         }
         link->pass = pass;
+        link->settle_asked = settle != 0 ? settle : link->settle_asked;
         vnxi_link_ref(link);
         vnxi_mutex_unlock(&hub->lists);
         notify_one(link, frames);
@@ -446,8 +453,45 @@ vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
         };
         vnxi_link_frame_write_revoke(&frames, &revoke);
     }
-    notify_all(hub, &frames);
+    notify_all(hub, &frames, 0);
     vnxi_writer_fini(&frames);
+}
+
+static bool
+is_settled_lock_held(const vnxi_hub_t *hub, uint64_t token)
+{
+    const vnxi_link_t *link = hub->links;
+
+    while (link != NULL && (link->settle_asked < token ||
+                            link->settled >= token || vnxi_link_ended(link))) {
+        link = link->next;
+    }
+    return link == NULL;
+}
+
+bool
+vnxi_hub_settle(vnxi_hub_t *hub)
+{
+    struct timespec until =
+        vnxi_clock_timespec(vnxi_clock_deadline(VNXI_LINK_DRAIN_NS));
+    vnxi_writer_t frame = {0};
+    int late = 0;
+
+    if (vnxi_fork_crossed(hub->forks) || vnxi_hub_accepted(hub) == 0) {
+        return true;
+    }
+    vnxi_mutex_lock(&hub->settle_lock);
+    uint64_t token = ++hub->settle_token;
+    vnxi_link_frame_write_token(&frame, VNXI_LINK_FRAME_SETTLE, token);
+    notify_all(hub, &frame, token);
+    vnxi_mutex_unlock(&hub->settle_lock);
+    vnxi_writer_fini(&frame);
+    vnxi_mutex_lock(&hub->lists);
+    while (late == 0 && !is_settled_lock_held(hub, token)) {
+        late = vnxi_cond_timedwait(&hub->settles, &hub->lists, &until);
+    }
+    vnxi_mutex_unlock(&hub->lists);
+    return late == 0;
 }
 
 /* Find an accepted link; returns a reference, or NULL if it has ended. */
@@ -518,6 +562,31 @@ close_links(vnxi_hub_t *hub)
     }
 }
 
+static bool
+has_more(vnxi_hub_t *hub)
+{
+    bool has_more = false;
+
+    vnxi_mutex_lock(&hub->lists);
+    for (vnxi_link_t *link = hub->links; link != NULL; link = link->next) {
+        has_more |= vnxi_link_has_more(link);
+    }
+    vnxi_mutex_unlock(&hub->lists);
+    return has_more;
+}
+
+/* Let queued messages leave; one time for all links. */
+static void
+drain_links(vnxi_hub_t *hub)
+{
+    static const struct timespec pause = {.tv_nsec = VNXI_LINK_PAUSE_NS};
+    uint64_t end = vnxi_clock_deadline(VNXI_LINK_DRAIN_NS);
+
+    while (has_more(hub) && vnxi_clock_ns() < end) {
+        nanosleep(&pause, NULL);
+    }
+}
+
 void
 vnxi_hub_stop(vnxi_hub_t *hub)
 {
@@ -525,6 +594,7 @@ vnxi_hub_stop(vnxi_hub_t *hub)
         atomic_exchange(&hub->stopping, true)) {
         return;
     }
+    drain_links(hub);
     vnxi_hub_wake(hub);
     hub->abandoned = !vnxi_thread_join(hub->thread, hub->fds);
     vnxi_mutex_lock(&hub->loop);

@@ -53,6 +53,10 @@ typedef struct vnxi_hub_callbacks {
      * answer does not fit the question, and the link ends. */
     bool (*confirmed)(void *context, vnxi_link_t *link,
                       const vnxi_link_answer_t *answer);
+    /* The other end of a link opened by this agent waits until nothing here
+     * touches what it has revoked: call vnxi_link_send_settled() then.  An
+     * answer also counts for lower tokens. */
+    void (*settle)(void *context, vnxi_link_t *link, uint64_t token);
     /* A message of another transport has arrived over an accepted link, or
      * over a link opened by this agent; as on_question() and on_answer() of
      * the contract. */
@@ -96,6 +100,11 @@ void vnxi_hub_catch_up(vnxi_hub_t *hub, const vnxi_link_t *link);
  * registry, after the removal. */
 void vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
                      const vnx_desc_t *descs, size_t count);
+
+/* Wait until no agent that has asked about regions touches those that were
+ * revoked before, for 2 s at most: an agent may have been stopped.  False: one
+ * has not answered. */
+bool vnxi_hub_settle(vnxi_hub_t *hub);
 
 /* Send a message of another transport over the accepted link with this id. */
 vnx_status_t vnxi_hub_send_control(vnxi_hub_t *hub, uint64_t link_id,

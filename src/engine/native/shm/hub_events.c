@@ -169,6 +169,7 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     link->sender_len = hello.name_len;
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_NOTIF) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRM) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_SETTLED) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONTROL) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnxi_link_not_silent(link);
@@ -245,6 +246,9 @@ on_confirm(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     if (!vnxi_link_frame_read_confirm(frame, &said.token, &count)) {
         return LINK_MALFORMED;
     }
+    vnxi_mutex_lock(&hub->lists); /* before its regions are looked up */
+    link->uses_regions = true;
+    vnxi_mutex_unlock(&hub->lists);
     do {
         done += (uint32_t)check_rows(hub, frame, done, count, &said);
     } while (done < count);
@@ -263,6 +267,36 @@ on_confirmed(vnxi_hub_t *hub, vnxi_link_t *link,
                                             &said)
                ? LINK_CONTINUES
                : LINK_MALFORMED;
+}
+
+static link_end_t
+on_settle(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
+{
+    uint64_t token;
+
+    if (!vnxi_link_frame_read_token(frame, &token)) {
+        return LINK_MALFORMED;
+    }
+    hub->callbacks.settle(hub->callbacks.context, link, token);
+    return LINK_CONTINUES;
+}
+
+static link_end_t
+on_settled(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
+{
+    uint64_t token;
+
+    if (!vnxi_link_frame_read_token(frame, &token)) {
+        return LINK_MALFORMED;
+    }
+    vnxi_mutex_lock(&hub->lists);
+    bool fits = token <= link->settle_asked && token > link->settled;
+    if (fits) {
+        link->settled = token;
+        vnxi_cond_broadcast(&hub->settles);
+    }
+    vnxi_mutex_unlock(&hub->lists);
+    return fits ? LINK_CONTINUES : LINK_MALFORMED;
 }
 
 /* Every frame that announces descriptors takes the set that came with it.  A
@@ -322,6 +356,10 @@ on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
         return on_refuse(link, frame);
     case VNXI_LINK_FRAME_CONTROL:
         return on_control(hub, link, frame);
+    case VNXI_LINK_FRAME_SETTLE:
+        return on_settle(hub, link, frame);
+    case VNXI_LINK_FRAME_SETTLED:
+        return on_settled(hub, link, frame);
     }
     return LINK_MALFORMED;
 }

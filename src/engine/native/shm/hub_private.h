@@ -10,6 +10,7 @@
  *              "of the loop".
  *   lists      per hub: its list of links.
  *   send_lock  per link: its socket's number, its queue, writing.
+ *   settle_lock  per hub: sending SETTLE.
  * hub.h has the order in which they are taken.
  *
  * A link leaves the hub in two steps.  The thread that ends it (the loop, or
@@ -83,7 +84,9 @@ struct vnxi_link {
     /* protected by the hub's `lists` */
     bool listed; /* holds a reference */
     vnxi_link_t *next, *prev;
-    uint64_t pass; /* the last pass over all links that visited it */
+    uint64_t pass;     /* the last pass over all links that visited it */
+    bool uses_regions; /* it has sent CONFIRM */
+    uint64_t settle_asked, settled; /* the last tokens sent and answered */
 
     _Atomic(vnxi_link_t *) deferred_next; /* an entry holds a reference */
 };
@@ -133,7 +136,11 @@ struct vnxi_hub {
     /* protected by lists */
     bool closed; /* no more links are added */
     vnxi_link_t *links;
-    uint64_t pass; /* counts the passes over all links */
+    uint64_t pass;       /* counts the passes over all links */
+    vnxi_cond_t settles; /* a link has answered a SETTLE, or left the list */
+
+    vnxi_mutex_t settle_lock; /* keeps SETTLE in the order of the tokens */
+    uint64_t settle_token;    /* of the last one; settle_lock */
 };
 
 /* Most bytes read from a link in one round of the loop. */
@@ -175,6 +182,13 @@ bool vnxi_link_try_end(vnxi_link_t *link, vnxi_link_state_t state);
  * vnxi_link_send_notif(); VNX_ERR_NO_MEMORY also if the writer failed. */
 vnx_status_t vnxi_link_send(vnxi_link_t *link, const vnxi_writer_t *frames,
                             vnx_error_t *error);
+
+/* The time that closing waits for queued data, and between two tries. */
+#define VNXI_LINK_DRAIN_NS 2000000000u
+#define VNXI_LINK_PAUSE_NS 1000000
+
+/* Write queued data.  True: some is left and may still be sent. */
+bool vnxi_link_has_more(vnxi_link_t *link);
 
 /* Write queued data as far as the socket takes it. */
 void vnxi_link_flush(vnxi_link_t *link);

@@ -133,8 +133,8 @@ vnxi_link_is_up(vnxi_link_t *link)
     vnxi_mutex_lock(&link->send_lock);
     struct pollfd ends[] = {{.fd = link->fd, .events = POLLRDHUP},
                             {.fd = link->pidfd, .events = POLLIN}};
-    bool is_up =
-        link->fd >= 0 && !vnxi_link_ended(link) && poll(ends, 2, 0) == 0;
+    bool is_up = link->fd >= 0 && !vnxi_link_ended(link) &&
+                 !vnxi_fds_lost(link->fds) && poll(ends, 2, 0) == 0;
     vnxi_mutex_unlock(&link->send_lock);
     return is_up;
 }
@@ -214,6 +214,10 @@ write_some(vnxi_link_t *link, struct iovec *parts, size_t count, fd_list_t fds)
     } control;
     ssize_t done;
 
+    if (vnxi_fds_lost(link->fds)) {
+        errno = EBADF; /* the number may be another file's by now */
+        return -1;
+    }
     if (fds.count > 0) {
         size_t size = fds.count * sizeof *fds.fds;
         message.msg_control = control.room;
@@ -370,6 +374,9 @@ vnxi_link_send_notif(vnxi_link_t *link, const void *message, size_t len,
             "is %u",
             len, VNXI_LINK_FRAME_MAX - 1);
     }
+    if (atomic_load(&link->hub->stopping)) {
+        return error_gone(SEND, error); /* vnxi_hub_stop() drains the queue */
+    }
     vnxi_link_frame_header(VNXI_LINK_FRAME_NOTIF, len, header);
     return send_all(
         link, (struct iovec){.iov_base = header, .iov_len = sizeof header},
@@ -384,6 +391,17 @@ vnxi_link_ask(vnxi_link_t *link, uint64_t token, const vnxi_link_row_t *rows,
     vnxi_writer_t writer = {0};
 
     vnxi_link_frame_write_confirm(&writer, token, rows, count);
+    vnx_status_t status = vnxi_link_send(link, &writer, error);
+    vnxi_writer_fini(&writer);
+    return status;
+}
+
+vnx_status_t
+vnxi_link_send_settled(vnxi_link_t *link, uint64_t token, vnx_error_t *error)
+{
+    vnxi_writer_t writer = {0};
+
+    vnxi_link_frame_write_token(&writer, VNXI_LINK_FRAME_SETTLED, token);
     vnx_status_t status = vnxi_link_send(link, &writer, error);
     vnxi_writer_fini(&writer);
     return status;
@@ -522,6 +540,7 @@ list_remove(vnxi_hub_t *hub, vnxi_link_t *link)
     }
     link->next = link->prev = NULL;
     link->listed = false;
+    vnxi_cond_broadcast(&hub->settles);
 }
 
 /* Holds both locks: an event may arrive before the second descriptor is
@@ -666,6 +685,29 @@ vnxi_link_close_deferred(vnxi_hub_t *hub)
 }
 
 /* -- Closing -------------------------------------------------------------- */
+
+bool
+vnxi_link_has_more(vnxi_link_t *link)
+{
+    vnxi_mutex_lock(&link->send_lock);
+    bool has_more = link->fd >= 0 && !vnxi_link_ended(link) &&
+                    !vnxi_fds_lost(link->fds) && !flush_queue(link) &&
+                    !vnxi_link_ended(link);
+    vnxi_mutex_unlock(&link->send_lock);
+    return has_more;
+}
+
+void
+vnxi_link_drain(vnxi_link_t *link)
+{
+    static const struct timespec pause = {.tv_nsec = VNXI_LINK_PAUSE_NS};
+    uint64_t end = vnxi_clock_deadline(VNXI_LINK_DRAIN_NS);
+
+    while (!vnxi_fork_crossed(link->forks) && vnxi_link_has_more(link) &&
+           vnxi_clock_ns() < end) {
+        nanosleep(&pause, NULL);
+    }
+}
 
 /* In the middle of a frame, BYE would be read as part of the frame.  So it is
  * sent only if the whole queue could be written. */

@@ -80,11 +80,19 @@ vnx_status_t vnxi_link_ask(vnxi_link_t *link, uint64_t token,
                            const vnxi_link_row_t *rows, size_t count,
                            vnx_error_t *error);
 
+/* Answer the hub's event `settle`.  Errors as above. */
+vnx_status_t vnxi_link_send_settled(vnxi_link_t *link, uint64_t token,
+                                    vnx_error_t *error);
+
 /* Send a message of another transport, whose entry in metadata is `entry`; as
  * carry_question() and carry_answer() of the contract.  Errors as above. */
 vnx_status_t vnxi_link_send_control(vnxi_link_t *link, const char *entry,
                                     const vnxi_control_t *control,
                                     vnx_error_t *error);
+
+/* Wait until the queued data is sent or the link has ended, for 2 s at most:
+ * the peer may have been stopped. */
+void vnxi_link_drain(vnxi_link_t *link);
 
 /* Send BYE (after the queued data, if that can be sent at once) and close.  No
  * `ended` comes afterwards (one that is running now may still finish).

@@ -14,6 +14,7 @@
 #define CONFIRM_ROW (REVOKE_ROW + 4 + 3 * 8)
 #define CONFIRMED_FIXED (8 + 8 + 4)
 #define CONTROL_FIXED (1 + 1)
+#define TOKEN_BODY 8
 #define ENTRY_MAX 255
 
 /* A larger buffer is freed after its frame, so that one long message does not
@@ -141,6 +142,14 @@ vnxi_link_frame_write_confirmed(vnxi_writer_t *writer,
     }
 }
 
+void
+vnxi_link_frame_write_token(vnxi_writer_t *writer, vnxi_link_frame_type_t type,
+                            uint64_t token)
+{
+    write_header(writer, type, TOKEN_BODY);
+    vnxi_write_u64(writer, token);
+}
+
 /* -- Reading -------------------------------------------------------------- */
 
 /* The longest body of each type. */
@@ -157,6 +166,8 @@ static const size_t body_max[] = {
     [VNXI_LINK_FRAME_REFUSE] = REFUSE_FIXED + VNXI_LINK_FRAME_NAME_MAX,
     [VNXI_LINK_FRAME_CONTROL] =
         CONTROL_FIXED + ENTRY_MAX + VNXI_CONTROL_BYTES_MAX,
+    [VNXI_LINK_FRAME_SETTLE] = TOKEN_BODY,
+    [VNXI_LINK_FRAME_SETTLED] = TOKEN_BODY,
 };
 
 /* The length of the whole frame whose header is at `bytes`; 0: malformed. */
@@ -168,7 +179,7 @@ frame_length(const vnxi_link_frame_reader_t *reader,
     size_t len = vnxi_read_u32(&header);
     unsigned type = vnxi_read_u8(&header);
 
-    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_CONTROL ||
+    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_SETTLED ||
         (reader->allowed & VNXI_LINK_FRAME_BIT(type)) == 0) {
         return 0;
     }
@@ -364,6 +375,19 @@ vnxi_link_frame_read_control(const vnxi_link_frame_t *frame,
         return false;
     }
     *control_p = control;
+    return true;
+}
+
+bool
+vnxi_link_frame_read_token(const vnxi_link_frame_t *frame, uint64_t *token_p)
+{
+    vnxi_reader_t reader = vnxi_reader(frame->body, frame->len);
+    uint64_t token = vnxi_read_u64(&reader);
+
+    if (reader.failed || vnxi_reader_left(&reader) != 0) {
+        return false;
+    }
+    *token_p = token;
     return true;
 }
 

@@ -20,11 +20,14 @@
  *   8 CONTROL  u8 length of a transport's entry in metadata, the entry, u8
  *              number of descriptors sent with the frame, data: a message of
  *              that transport
- * The opener sends HELLO, NOTIF, CONFIRM, CONTROL and BYE, the listener the
- * others, CONTROL and BYE.  Only the listener sends descriptors, with the
- * first byte of the frame.  A frame above VNXI_LINK_FRAME_MAX, of unknown
- * type, from the wrong side, before HELLO, or with a malformed body ends the
- * link on which it arrived, and only that link.
+ *   9 SETTLE   u64 token: answer when nothing at your end touches memory that
+ *              an earlier REVOKE has named
+ *  10 SETTLED  u64 token: nothing does
+ * The opener sends HELLO, NOTIF, CONFIRM, SETTLED, CONTROL and BYE, the
+ * listener the others, CONTROL and BYE.  Only the listener sends descriptors,
+ * with the first byte of the frame.  A frame above VNXI_LINK_FRAME_MAX, of
+ * unknown type, from the wrong side, before HELLO, or with a malformed body
+ * ends the link on which it arrived, and only that link.
  *
  * A reader allocates as bytes arrive, never by the announced length, and
  * copies only frames that are cut off by the end of its input.
@@ -56,6 +59,8 @@ typedef enum vnxi_link_frame_type {
     VNXI_LINK_FRAME_CONFIRMED = 6,
     VNXI_LINK_FRAME_REFUSE = 7,
     VNXI_LINK_FRAME_CONTROL = 8,
+    VNXI_LINK_FRAME_SETTLE = 9,
+    VNXI_LINK_FRAME_SETTLED = 10,
 } vnxi_link_frame_type_t;
 
 #define VNXI_LINK_FRAME_BIT(type) (1u << (type))
@@ -126,6 +131,9 @@ void vnxi_link_frame_write_refuse(vnxi_writer_t *writer,
                                   const vnxi_link_frame_refuse_t *refuse);
 void vnxi_link_frame_write_control(vnxi_writer_t *writer,
                                    const vnxi_link_frame_control_t *control);
+/* `type`: SETTLE or SETTLED. */
+void vnxi_link_frame_write_token(vnxi_writer_t *writer,
+                                 vnxi_link_frame_type_t type, uint64_t token);
 
 /* -- Reading -------------------------------------------------------------- */
 
@@ -196,6 +204,10 @@ bool vnxi_link_frame_read_confirmed(const vnxi_link_frame_t *frame,
 /* Parse the body of a REFUSE; false: malformed.  Borrows from the frame. */
 bool vnxi_link_frame_read_refuse(const vnxi_link_frame_t *frame,
                                  vnxi_link_frame_refuse_t *refuse_p);
+
+/* Parse the body of a SETTLE or SETTLED; false: malformed. */
+bool vnxi_link_frame_read_token(const vnxi_link_frame_t *frame,
+                                uint64_t *token_p);
 
 /* Parse the body of a CONTROL; false: malformed.  Borrows from the frame. */
 bool vnxi_link_frame_read_control(const vnxi_link_frame_t *frame,

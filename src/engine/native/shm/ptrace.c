@@ -231,9 +231,9 @@ static const char *const texts[] = {
         "kernel.yama.ptrace_scope=0', or give both processes CAP_SYS_PTRACE",
     [VNXI_PTRACE_NO_CAP] =
         "kernel.yama.ptrace_scope is 2, and this process lacks "
-        "CAP_SYS_PTRACE. Give it to both processes (in containers "
-        "--cap-add=SYS_PTRACE), or run 'sysctl -w "
-        "kernel.yama.ptrace_scope=1'",
+        "CAP_SYS_PTRACE. Run 'sysctl -w kernel.yama.ptrace_scope=1' on the "
+        "host, or give both processes the capability (in containers "
+        "--cap-add=SYS_PTRACE, which helps only if they run as root)",
     [VNXI_PTRACE_FORBIDDEN] =
         "kernel.yama.ptrace_scope is 3, which denies it to everyone until "
         "the host is restarted. Set it to 1 in /etc/sysctl.d and restart",

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "engine/native/shm/proc.h"
 #include "engine/native/shm/vm.h"
 
@@ -73,6 +74,7 @@ open_hub(vnxi_shm_port_t *port, vnx_error_t *error)
         .callbacks = {.context = port,
                       .notif = vnxi_port_notif,
                       .revoked = vnxi_confirm_on_revoked,
+                      .settle = vnxi_confirm_on_settle,
                       .ended = on_ended,
                       .confirm = vnxi_confirm_on_question,
                       .confirmed = vnxi_confirm_on_answer,
@@ -300,6 +302,7 @@ conn_close(vnxi_conn_t *base)
 {
     vnxi_link_t *link = ((vnxi_shm_conn_t *)base)->link;
     if (link != NULL) {
+        vnxi_link_drain(link);
         vnxi_link_close(link);
     }
 }
@@ -369,6 +372,8 @@ new_table(vnxi_conn_t *base, vnxi_region_table_t *table, uint64_t epoch)
     vnxi_region_table_release(conn->table);
     conn->table = vnxi_region_table_retain(table);
     conn->epoch = epoch;
+    conn->confirm.again =
+        conn->confirm.is_open; /* it asks about the old one */
     vnxi_mutex_unlock(&conn->lock);
     vnxi_confirm_ask(conn);
 }
@@ -452,6 +457,17 @@ revoked(vnxi_port_t *port, const vnxi_region_t *region, uint64_t epoch)
     const vnx_desc_t desc = {region->addr, region->len, region->dev};
     vnxi_hub_revoke(((vnxi_shm_port_t *)port)->hub, epoch, region->mem, &desc,
                     1);
+}
+
+static void
+settle_peers(vnxi_port_t *port)
+{
+    if (!vnxi_hub_settle(((vnxi_shm_port_t *)port)->hub)) {
+        vnxi_log(VNX_LOG_WARNING, port->config.name,
+                 "a peer has not said within 2 s that it does not use memory "
+                 "any more that was deregistered here: its process was "
+                 "stopped, or has no CPU time");
+    }
 }
 
 static void
@@ -587,6 +603,7 @@ const vnxi_transport_t vnxi_shm_transport = {
     .copy_rows = copy_rows,
     .attach = attach,
     .revoked = revoked,
+    .settle_peers = settle_peers,
     .slot_free = slot_free,
     .write_region = write_region,
     .key_create = key_create,

@@ -524,7 +524,7 @@ give_up(vnxi_ucx_key_t *key)
     while (key->next_worker < ucx->worker_count) {
         unsigned i = key->next_worker++;
         if (atomic_load(&key->slots[i].used) &&
-            vnxi_ucx_worker_push(&ucx->workers[i], &key->command)) {
+            vnxi_ucx_worker_push_to_the_end(&ucx->workers[i], &key->command)) {
             return;
         }
     }

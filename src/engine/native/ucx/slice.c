@@ -321,12 +321,14 @@ begin_flush(vnxi_ucx_slice_t *slice)
     }
 }
 
+/* Also if the transfer has failed, so that nothing is written after its end:
+ * UCX ends the request of a write before the bytes have arrived. */
 bool
 vnxi_ucx_slice_needs_flush(const vnxi_ucx_slice_t *slice)
 {
     return slice->xfer->args.op == VNX_OP_WRITE && slice->opening != 0 &&
            !slice->flushing &&
-           atomic_load(&slice->xfer->failing) == VNXI_UCX_FAILING_NOT;
+           atomic_load(&slice->xfer->failing) != VNXI_UCX_FAILING_BY_UCX;
 }
 
 vnx_status_t
@@ -356,6 +358,7 @@ has_ep(vnxi_ucx_slice_t *slice)
     if (status < 0) {
         vnxi_ucx_xfer_fail(slice->xfer, &error, false);
         slice->posting = false;
+        slice->opening = 0; /* there is nothing to flush */
     }
     return status == VNX_OK;
 }

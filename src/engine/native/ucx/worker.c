@@ -295,6 +295,9 @@ is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
 
     vnxi_mutex_lock(&worker->lock);
     bool stopping = worker->stopping && worker->first == NULL;
+    bool is_closed =
+        stopping && (is_idle(worker) || vnxi_clock_ns() >= *stop_deadline);
+    worker->closed = is_closed;
     bool has_new_gpu = has_new_gpu_lock_held(worker);
     /* The round that begins handles everything except the end. */
     worker->nudged = worker->stopping && !stopping;
@@ -309,7 +312,7 @@ is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
         worker->draining = true;
         *stop_deadline = vnxi_clock_deadline(STOP_DEADLINE_NS);
     }
-    return stopping && (is_idle(worker) || vnxi_clock_ns() >= *stop_deadline);
+    return is_closed;
 }
 
 static void
@@ -547,6 +550,19 @@ vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
 {
     vnxi_mutex_lock(&worker->lock);
     bool is_open = !worker->stopping && worker->started;
+    if (is_open) {
+        append_lock_held(worker, command);
+    }
+    vnxi_mutex_unlock(&worker->lock);
+    return is_open;
+}
+
+bool
+vnxi_ucx_worker_push_to_the_end(vnxi_ucx_worker_t *worker,
+                                vnxi_ucx_command_t *command)
+{
+    vnxi_mutex_lock(&worker->lock);
+    bool is_open = worker->started && !worker->closed && !worker->park;
     if (is_open) {
         append_lock_held(worker, command);
     }

@@ -89,6 +89,7 @@ struct vnxi_ucx_worker {
     vnxi_cond_t changed;
     bool started, ready, ended; /* protected by lock, like everything below */
     bool sleeping, nudged, stopping;
+    bool closed; /* runs no more commands, and frees nothing of others */
     bool park;   /* stop for good, outside of UCX */
     bool parked; /* the thread has done so */
     bool lost;   /* the program has closed the descriptors */
@@ -125,6 +126,11 @@ bool vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker,
 
 /* The same, but only if the worker was started. */
 bool vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
+                                     vnxi_ucx_command_t *command);
+
+/* The same, but also while the worker is being stopped, as long as its thread
+ * may use the object that the command frees. */
+bool vnxi_ucx_worker_push_to_the_end(vnxi_ucx_worker_t *worker,
                                      vnxi_ucx_command_t *command);
 
 /* From now on the thread calls UCX in this CUDA context: it has entered it

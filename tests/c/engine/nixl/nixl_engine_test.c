@@ -166,6 +166,7 @@ test_nixl_engine_backends_are_created_once_with_defaults(void **state)
     assert_non_null(strstr(error.cause, "POSIX"));
     vnx_agent_release(agent);
     assert_string_equal(vnx_agent_engine(duo->a), "nixl");
+    assert_true(vnx_agent_may_wait(duo->a));
 }
 
 static void
@@ -389,31 +390,73 @@ test_nixl_engine_ends_transfers_without_being_polled(void **state)
     vnx_agent_close(duo->a);
 }
 
+/* A READ of scattered pieces, of 64 bytes each. */
+static vnx_xfer_t *
+make_pieces(duo_t *duo, const char *peer, unsigned char *from, size_t count)
+{
+    vnx_desc_t here[256], there[256];
+
+    for (size_t i = 0; i < count; i++) {
+        here[i] = desc_at(duo->at_a + i * 128, 64);
+        there[i] = desc_at(from + i * 128, 64);
+    }
+    vnx_dlist_t *local = prepare_descs(duo->a, "", here, count);
+    vnx_dlist_t *remote = prepare_descs(duo->a, peer, there, count);
+    vnx_xfer_t *xfer =
+        make_xfer(duo->a, VNX_OP_READ, local, remote, count, "all");
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+    return xfer;
+}
+
 static void
 test_nixl_engine_posts_large_transfers_on_a_copy_thread(void **state)
 {
     duo_t *duo = *state;
-    vnx_desc_t rows[128];
-    vnx_dlist_t *lists[2];
+    vnx_xfer_t *xfer = make_pieces(duo, "B", duo->at_b, 128);
 
-    for (size_t i = 0; i < 128; i++) {
-        rows[i] = desc_at(duo->at_a + i * 128, 64);
-    }
-    lists[0] = prepare_descs(duo->a, "", rows, 128);
-    for (size_t i = 0; i < 128; i++) {
-        rows[i] = desc_at(duo->at_b + i * 128, 64);
-    }
-    lists[1] = prepare_descs(duo->a, "B", rows, 128);
-    vnx_xfer_t *xfer =
-        make_xfer(duo->a, VNX_OP_READ, lists[0], lists[1], 128, "all");
     for (int i = 0; i < 20; i++) {
         run_xfer(duo->a, xfer);
         vnx_notif_free(await_notif(duo->b));
     }
     assert_memory_equal(duo->at_a + 127 * 128, duo->at_b + 127 * 128, 64);
     release(xfer);
-    vnx_dlist_release(lists[0]);
-    vnx_dlist_release(lists[1]);
+}
+
+static bool
+posted_here(void)
+{
+    return fake->poster == (uintptr_t)pthread_self();
+}
+
+static void
+test_nixl_engine_quick_posts_tell_nothing_about_larger_ones(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *small = make_pieces(duo, "B", duo->at_b, 100);
+    vnx_xfer_t *large = make_pieces(duo, "B", duo->at_b, 256);
+
+    for (int i = 0; i < 20; i++) {
+        run_xfer(duo->a, small);
+    }
+    run_xfer(duo->a, large);
+    assert_false(posted_here());
+    release(small);
+    release(large);
+}
+
+/* All storage is reached through the agent itself. */
+static void
+test_nixl_engine_quick_posts_to_itself_tell_nothing(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_pieces(duo, "A", duo->at_a + 64, 128);
+
+    for (int i = 0; i < 20; i++) {
+        run_xfer(duo->a, xfer);
+        assert_false(posted_here());
+    }
+    release(xfer);
 }
 
 static void
@@ -430,6 +473,41 @@ test_nixl_engine_keeps_the_previous_notification(void **state)
         assert_memory_equal(notif->message, expected[i], 5);
         vnx_notif_free(notif);
     }
+    release(xfer);
+}
+
+/* Wait for notifications with these texts, and no others. */
+static void
+expect_notifs(vnx_agent_t *agent, const char *const *texts, size_t count)
+{
+    size_t found = 0;
+
+    while (found < count) {
+        vnx_notif_t *chain = await_notif(agent);
+        for (const vnx_notif_t *at = chain; at != NULL; at = at->next) {
+            assert_true(found < count);
+            assert_int_equal(at->message_len, strlen(texts[found]));
+            assert_memory_equal(at->message, texts[found], at->message_len);
+            found++;
+        }
+        vnx_notif_free(chain);
+    }
+}
+
+static void
+test_nixl_engine_a_post_may_remove_the_notification(void **state)
+{
+    static const char *const expected[] = {"a", "b", "last"};
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+
+    assert_ok(vnx_xfer_post(xfer, "a", 1, e));
+    assert_ok(vnx_xfer_post(xfer, VNX_NO_NOTIF, 0, e));
+    assert_ok(vnx_xfer_post(xfer, NULL, 0, e));
+    assert_ok(vnx_xfer_post(xfer, "b", 1, e));
+    assert_ok(vnx_xfer_post(xfer, VNX_NO_NOTIF, 0, e));
+    assert_ok(vnx_agent_send_notif(duo->a, "B", 1, "last", 4, e));
+    expect_notifs(duo->b, expected, 3);
     release(xfer);
 }
 
@@ -1055,6 +1133,33 @@ test_nixl_engine_a_failed_load_leaves_no_peer(void **state)
     vnx_agent_release(c);
 }
 
+/* After that, deregistering the memory would not wait for them. */
+static void
+test_nixl_engine_closing_a_peer_lets_transfers_land(void **state)
+{
+    duo_t *duo = *state;
+
+    fake->lander = (uintptr_t)pthread_self();
+    for (int round = 0; round < 2; round++) {
+        vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+        memset(duo->at_a, 0, 64);
+        fake->hangs = true;
+        fake->lands = false;
+        post_to_hang(xfer);
+        fake->lands = true;
+        if (round == 0) {
+            fake->key = 7;
+            load_peer(duo->a, duo->b); /* another generation */
+        } else {
+            assert_ok(vnx_agent_remove_peer(duo->a, "B", 1, e));
+        }
+        assert_int_equal(fake->released_active, 0);
+        assert_memory_equal(duo->at_a, duo->at_b, 64);
+        assert_ok(vnx_xfer_status(xfer, e));
+        release(xfer);
+    }
+}
+
 static void
 test_nixl_engine_removal_fails_transfers_in_flight(void **state)
 {
@@ -1069,6 +1174,30 @@ test_nixl_engine_removal_fails_transfers_in_flight(void **state)
     assert_string_equal(error.peer, "B");
     assert_int_equal(fake->released_active, 1);
     release(xfer);
+    deregister_at(duo->a, duo->at_a, SIZE);
+    vnx_agent_close(duo->a);
+    assert_int_equal(fake->left_registered, 1); /* bytes may still arrive */
+}
+
+/* Nothing arrives from it any more, so nothing is waited for or kept. */
+static void
+test_nixl_engine_removal_of_a_broken_peer_does_not_wait(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+
+    fake->hangs = true;
+    post_to_hang(xfer);
+    fake->lander = (uintptr_t)pthread_self();
+    fake->lands = true;
+    fake->drops_peers = true;
+    assert_ok(vnx_agent_remove_peer(duo->a, "B", 1, e));
+    assert_int_equal(vnx_xfer_status(xfer, NULL), VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(fake->released_active, 1);
+    release(xfer);
+    deregister_at(duo->a, duo->at_a, SIZE);
+    vnx_agent_close(duo->a);
+    assert_int_equal(fake->left_registered, 0);
 }
 
 static void
@@ -1331,7 +1460,10 @@ main(void)
         with_duo(test_nixl_engine_refuses_pairs_like_native),
         with_duo(test_nixl_engine_ends_transfers_without_being_polled),
         with_duo(test_nixl_engine_posts_large_transfers_on_a_copy_thread),
+        with_duo(test_nixl_engine_quick_posts_tell_nothing_about_larger_ones),
+        with_duo(test_nixl_engine_quick_posts_to_itself_tell_nothing),
         with_duo(test_nixl_engine_keeps_the_previous_notification),
+        with_duo(test_nixl_engine_a_post_may_remove_the_notification),
         with_duo(test_nixl_engine_notifies_itself_of_its_own_transfers),
         with_duo(test_nixl_engine_names_backends_without_common_regions),
         with_duo(test_nixl_engine_cannot_stop_a_request_in_the_library),
@@ -1354,7 +1486,9 @@ main(void)
         with_duo(test_nixl_engine_another_key_is_another_generation),
         with_duo(test_nixl_engine_loading_adds_regions),
         with_duo(test_nixl_engine_a_failed_load_leaves_no_peer),
+        with_duo(test_nixl_engine_closing_a_peer_lets_transfers_land),
         with_duo(test_nixl_engine_removal_fails_transfers_in_flight),
+        with_duo(test_nixl_engine_removal_of_a_broken_peer_does_not_wait),
         with_duo(test_nixl_engine_cuts_partial_metadata),
         with_duo(test_nixl_engine_notifications_keep_their_order),
         with_duo(test_nixl_engine_names_the_row_past_the_end),

@@ -390,6 +390,44 @@ test_link_sends_revocations_to_its_opener(void **state)
     pair_close(&pair);
 }
 
+static vnx_status_t
+peer_settle(pair_t *pair)
+{
+    return peer_do(&pair->peer, &(order_t){.kind = PEER_SETTLE});
+}
+
+static void
+test_link_owner_waits_until_openers_have_settled(void **state)
+{
+    (void)state;
+    vnxi_link_row_t row = {.mem = VNX_MEM_DRAM, .map_info = {.fd = -1}};
+    pair_t pair;
+
+    echo_open(&pair);
+    /* An opener that has asked about no region uses none. */
+    assert_int_equal(peer_settle(&pair), VNX_OK);
+    assert_int_equal(node_look(&pair.node).settles, 0);
+
+    assert_int_equal(vnxi_link_ask(pair.link, 1, &row, 1, NULL), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.answers, 1));
+    for (int i = 1; i <= 3; i++) {
+        assert_int_equal(peer_settle(&pair), VNX_OK);
+        assert_int_equal(node_look(&pair.node).settles, i);
+    }
+    atomic_store(&pair.node.never_settles, true);
+    assert_int_equal(peer_settle(&pair), VNX_ERR_TIMEOUT);
+    uint64_t token = node_look(&pair.node).token;
+    assert_int_equal(vnxi_link_send_settled(pair.link, token, NULL), VNX_OK);
+    atomic_store(&pair.node.never_settles, false);
+    assert_int_equal(peer_settle(&pair), VNX_OK);
+
+    /* An answer that nobody has asked for ends the link. */
+    assert_int_equal(vnxi_link_send_settled(pair.link, 1000, NULL), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.ended, 1));
+    assert_int_equal(peer_settle(&pair), VNX_OK);
+    pair_close(&pair);
+}
+
 /* The epoch in an answer, and the positions of unregistered rows. */
 static void
 check_answer(pair_t *pair, uint64_t token, size_t count)
@@ -485,6 +523,7 @@ main(void)
         cmocka_unit_test(test_link_many_pollers_receive_each_message_once),
         cmocka_unit_test(test_link_idle_thread_sleeps),
         cmocka_unit_test(test_link_sends_revocations_to_its_opener),
+        cmocka_unit_test(test_link_owner_waits_until_openers_have_settled),
         cmocka_unit_test(test_link_answers_confirm_requests_of_any_size),
         cmocka_unit_test(test_link_ends_on_a_mismatched_answer),
         cmocka_unit_test(test_hub_alarm_fires_once),
