@@ -158,6 +158,19 @@ class Pool(DefaultPool):
         self.gpu.call("cuMemPoolDestroy", self.pool)
 
 
+class Managed(Memory):
+    """cudaMallocManaged()."""
+
+    def allocate(self) -> None:
+        attach_global = 1
+        self.address = self.gpu.number(
+            "cuMemAllocManaged", self.size, attach_global
+        )
+
+    def free(self) -> None:
+        self.gpu.free(self.address)
+
+
 class Pageable(Memory):
     """Ordinary memory of the CPU."""
 
@@ -219,6 +232,7 @@ KINDS: dict[str, type[Memory]] = {
     "cumem without handles": Unshared,
     "cudaMallocAsync": DefaultPool,
     "pool": Pool,
+    "managed": Managed,
     "pinned": Pinned,
     "pageable": Pageable,
 }
@@ -226,7 +240,7 @@ KINDS: dict[str, type[Memory]] = {
 OWN = [kind for kind in KINDS if kind != "expandable, 20 MiB"]
 TORCH = {"torch": Tensor}  # where that is installed
 # Which no other process can map: its owner copies it.
-UNSHARED = ("cumem without handles", "cudaMallocAsync", "pool")
+UNSHARED = ("cumem without handles", "cudaMallocAsync", "pool", "managed")
 CPU_KINDS = ("pinned", "pageable")
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 from vllm_nixl import NixlError
 
-from .memory import KINDS, OWN, UNSHARED
+from .memory import KINDS, MIB, OWN, UNSHARED
 from .pair import Pair, two_processes
 from .report import Checks, SkippedError
 
@@ -43,6 +43,28 @@ for kind in OWN:
         checks.add(text)(
             functools.partial(move, mine=kind, theirs="cudaMalloc")
         )
+
+
+@checks.add("memory that sleeps is not copied")
+def copy_asleep(pair: Pair) -> str:
+    """Its owner would copy it, with a kernel that ends in an error 700."""
+    size = 4 * MIB
+    memory = pair.make("cudaMalloc", "cumem without handles", size)
+    pair.move_both_ways(memory)
+    handle = pair.here.handle("READ", memory, [(0, 0, size)])
+    pair.other.ask("sleep")
+    note = None
+    try:
+        pair.here.run(handle)
+    except NixlError as error:
+        note = type(error).__name__
+    handle.release()
+    if note is None:
+        raise RuntimeError("the transfer was done")
+    pair.other.ask("wake")
+    pair.move_both_ways(memory)
+    pair.end()
+    return note
 
 
 @checks.add("a peer in another pid namespace, as in another container")

@@ -26,7 +26,7 @@ def _one_of(*words: str, fold: bool = False) -> Callable[[str], str]:
         if given in words:
             return ""
         listed = " or ".join(words)
-        if len(words) > 2:
+        if len(words) > 3:
             listed = "one of " + ", ".join(words)
         return f"must be {listed}"
 

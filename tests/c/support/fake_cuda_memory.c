@@ -488,6 +488,7 @@ fc_allow(chunk_t *chunk, unsigned devices)
 /* -- Questions about addresses ---------------------------------------------
  */
 
+/* Managed memory has no range for the driver. */
 EXPORT vnxi_cu_result_t
 cuMemGetAddressRange_v2(vnxi_cu_ptr_t *start_p, size_t *size_p,
                         vnxi_cu_ptr_t address)
@@ -495,7 +496,8 @@ cuMemGetAddressRange_v2(vnxi_cu_ptr_t *start_p, size_t *size_p,
     ENTER(cuMemGetAddressRange_v2, CONTEXT);
     lock();
     chunk_t *chunk = fc_find_chunk(address);
-    if (chunk != NULL) {
+    bool is_known = chunk != NULL && chunk->kind != KIND_MANAGED;
+    if (is_known) {
         if (start_p != NULL) {
             *start_p = chunk->start;
         }
@@ -504,7 +506,7 @@ cuMemGetAddressRange_v2(vnxi_cu_ptr_t *start_p, size_t *size_p,
         }
     }
     unlock();
-    return chunk != NULL ? VNXI_CUDA_SUCCESS : VNXI_CUDA_ERROR_NOT_FOUND;
+    return is_known ? VNXI_CUDA_SUCCESS : VNXI_CUDA_ERROR_NOT_FOUND;
 }
 
 EXPORT vnxi_cu_result_t
@@ -681,6 +683,25 @@ write_attribute(unsigned attribute, void *data, const chunk_t *chunk,
     }
 }
 
+/* Of reserved addresses where nothing is mapped. */
+static void
+write_reserved(unsigned attribute, void *data, const range_t *range)
+{
+    switch (attribute) {
+    case VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+        set_int(data, VNXI_CU_MEMORYTYPE_DEVICE);
+        break;
+    case VNXI_CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+        set_u64(data, range->start);
+        break;
+    case VNXI_CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+        set_u64(data, range->size);
+        break;
+    default:
+        break;
+    }
+}
+
 /* Needs no context: its first attribute is how one finds the context. */
 EXPORT vnxi_cu_result_t
 cuPointerGetAttributes(unsigned count, vnxi_cu_enum_t *attributes, void **data,
@@ -696,13 +717,8 @@ cuPointerGetAttributes(unsigned count, vnxi_cu_enum_t *attributes, void **data,
             status = VNXI_CUDA_ERROR_INVALID_VALUE;
         } else if (chunk != NULL) {
             write_attribute(attributes[i], data[i], chunk, address);
-        } else if (range != NULL &&
-                   attributes[i] ==
-                       VNXI_CU_POINTER_ATTRIBUTE_RANGE_START_ADDR) {
-            set_u64(data[i], range->start);
-        } else if (range != NULL &&
-                   attributes[i] == VNXI_CU_POINTER_ATTRIBUTE_RANGE_SIZE) {
-            set_u64(data[i], range->size);
+        } else if (range != NULL) {
+            write_reserved(attributes[i], data[i], range);
         }
     }
     unlock();

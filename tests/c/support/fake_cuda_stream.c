@@ -43,7 +43,8 @@ typedef struct op {
     op_type_t type;
     struct op *next;
 
-    direction_t direction; /* of OP_COPIES */
+    direction_t direction;      /* of OP_COPIES */
+    const context_t *to, *from; /* that reach its sides; NULL: the stream's */
     copy_t *copies;
     size_t count;
     void *staged; /* what a copy from pageable memory reads */
@@ -125,17 +126,19 @@ fc_hold(bool on)
 /* -- What operations do ----------------------------------------------------
  */
 
-/* From device memory to device memory, piece by piece. */
+/* From device memory to device memory, piece by piece.  Each context reaches
+ * its side. */
 static void
-copy_on_device(const context_t *context, const copy_t *copy, bool is_kernel)
+copy_on_device(const context_t *to, const context_t *from, const copy_t *copy,
+               bool is_kernel)
 {
     const char *reads = is_kernel ? "a kernel reads" : "a copy reads";
     const char *writes = is_kernel ? "a kernel writes" : "a copy writes";
 
     for (uint64_t done = 0; done < copy->len;) {
-        view_t src = fc_pin(context, copy->src + done, copy->len - done,
+        view_t src = fc_pin(from, copy->src + done, copy->len - done,
                             ACCESS_READ, is_kernel, reads);
-        view_t dst = fc_pin(context, copy->dst + done, src.len, ACCESS_WRITE,
+        view_t dst = fc_pin(to, copy->dst + done, src.len, ACCESS_WRITE,
                             is_kernel, writes);
         memmove(dst.bytes, src.bytes, dst.len);
         done += dst.len;
@@ -182,7 +185,9 @@ perform_copies(stream_t *stream, const op_t *op)
         const copy_t *copy = &op->copies[(first + i) % op->count];
         switch (op->direction) {
         case DEVICE_TO_DEVICE:
-            copy_on_device(stream->context, copy, false);
+            copy_on_device(op->to != NULL ? op->to : stream->context,
+                           op->from != NULL ? op->from : stream->context, copy,
+                           false);
             break;
         case HOST_TO_DEVICE:
             copy_from_host(stream->context, copy);
@@ -236,7 +241,7 @@ perform_kernel(stream_t *stream, const op_t *op)
             fc_violation("a row of %llu bytes overlaps itself",
                          (unsigned long long)row.len);
         }
-        copy_on_device(stream->context, &row, true);
+        copy_on_device(stream->context, stream->context, &row, true);
         bytes += row.len;
     }
     atomic_fetch_add(&fake_cuda.rows, (int)op->count);
@@ -930,6 +935,27 @@ cuMemcpyDtoDAsync_v2(vnxi_cu_ptr_t dst, vnxi_cu_ptr_t src, size_t size,
     ENTER(cuMemcpyDtoDAsync_v2, CONTEXT);
     atomic_fetch_add(&fake_cuda.copies, 1);
     return submit_copy(stream, DEVICE_TO_DEVICE, dst, src, size, NULL, false);
+}
+
+/* Each side is of its context, and need not be reached by the other. */
+EXPORT vnxi_cu_result_t
+cuMemcpyPeerAsync(vnxi_cu_ptr_t dst, vnxi_cu_context_t to, vnxi_cu_ptr_t src,
+                  vnxi_cu_context_t from, size_t size, vnxi_cu_stream_t stream)
+{
+    ENTER(cuMemcpyPeerAsync, CONTEXT);
+    if (to == NULL || from == NULL) {
+        return VNXI_CUDA_ERROR_INVALID_CONTEXT;
+    }
+    op_t op = {
+        .type = OP_COPIES,
+        .to = to,
+        .from = from,
+        .copies = need(malloc(sizeof(copy_t))),
+        .count = 1,
+    };
+    *op.copies = (copy_t){.src = src, .dst = dst, .len = size};
+    atomic_fetch_add(&fake_cuda.copies, 1);
+    return submit(stream, &op, false);
 }
 
 /* Pageable memory is read at once, registered memory by the stream. */

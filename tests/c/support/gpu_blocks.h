@@ -32,6 +32,21 @@ typedef struct block {
     uint64_t addr, size;
 } block_t;
 
+/* The current one. */
+static inline int
+gpu_of_thread(void)
+{
+    vnxi_cu_context_t current, context = NULL;
+    int gpu = -1;
+
+    CU_OK(cu.cuCtxGetCurrent(&current));
+    while (context != current) {
+        CU_OK(cu.cuDevicePrimaryCtxRetain(&context, ++gpu));
+        CU_OK(cu.cuDevicePrimaryCtxRelease_v2(gpu));
+    }
+    return gpu;
+}
+
 /* New memory at reserved addresses. */
 static inline void
 fill_pieces(vnxi_cu_ptr_t at, size_t size, vnxi_cu_enum_t handle_types)
@@ -39,7 +54,7 @@ fill_pieces(vnxi_cu_ptr_t at, size_t size, vnxi_cu_enum_t handle_types)
     const vnxi_cu_alloc_prop_t prop = {
         .type = VNXI_CU_MEM_ALLOCATION_TYPE_PINNED,
         .requestedHandleTypes = handle_types,
-        .location = {VNXI_CU_MEM_LOCATION_TYPE_DEVICE, 0},
+        .location = {VNXI_CU_MEM_LOCATION_TYPE_DEVICE, gpu_of_thread()},
     };
     const vnxi_cu_access_t access = {prop.location,
                                      VNXI_CU_MEM_ACCESS_FLAGS_PROT_READWRITE};

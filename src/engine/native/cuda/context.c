@@ -134,19 +134,49 @@ vnxi_cuda_place_find(const vnxi_cuda_library_t *library, uint64_t addr,
     }
 }
 
+/* cuMemGetAddressRange_v2() does not work for managed memory, but attributes
+ * have its range.  Of mapped memory they would have all reserved addresses. */
+vnxi_cu_result_t
+vnxi_cuda_find_end(const vnxi_cuda_library_t *library, uint64_t addr,
+                   uint64_t *end_p)
+{
+    vnxi_cu_enum_t attributes[] = {
+        VNXI_CU_POINTER_ATTRIBUTE_IS_MANAGED,
+        VNXI_CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
+        VNXI_CU_POINTER_ATTRIBUTE_RANGE_SIZE,
+    };
+    uint64_t is_managed = 0, range_start = 0, range_size = 0;
+    void *places[] = {&is_managed, &range_start, &range_size};
+    vnxi_cu_ptr_t start = 0;
+    size_t size = 0;
+
+    vnxi_cu_result_t result = library->cu.cuPointerGetAttributes(
+        sizeof attributes / sizeof attributes[0], attributes, places, addr);
+    if (result == VNXI_CUDA_SUCCESS && is_managed != 0) {
+        bool is_inside =
+            addr >= range_start && addr - range_start < range_size;
+        *end_p = is_inside ? range_start + range_size : UINT64_MAX;
+        return VNXI_CUDA_SUCCESS;
+    }
+    result = library->cu.cuMemGetAddressRange_v2(&start, &size, addr);
+    if (result == VNXI_CUDA_SUCCESS && size == 0) {
+        result = VNXI_CUDA_ERROR_NOT_FOUND;
+    }
+    if (result == VNXI_CUDA_SUCCESS) {
+        *end_p = start + size;
+    }
+    return result;
+}
+
 vnx_status_t
 vnxi_cuda_allocation_end(const vnxi_cuda_context_t *context, uint64_t addr,
                          uint64_t *end_p, vnx_error_t *error)
 {
-    vnxi_cu_ptr_t start;
-    size_t size;
-
     vnxi_cu_result_t result =
-        context->library->cu.cuMemGetAddressRange_v2(&start, &size, addr);
-    if (result != VNXI_CUDA_SUCCESS || size == 0) {
-        return vnxi_cuda_error(context->library, OPERATION, context->ordinal,
-                               "cuMemGetAddressRange_v2", result, error);
-    }
-    *end_p = start + size;
-    return VNX_OK;
+        vnxi_cuda_find_end(context->library, addr, end_p);
+
+    return result == VNXI_CUDA_SUCCESS
+               ? VNX_OK
+               : vnxi_cuda_error(context->library, OPERATION, context->ordinal,
+                                 "cuMemGetAddressRange_v2", result, error);
 }

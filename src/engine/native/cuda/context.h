@@ -76,8 +76,13 @@ typedef struct vnxi_cuda_place {
 void vnxi_cuda_place_find(const vnxi_cuda_library_t *library, uint64_t addr,
                           vnxi_cuda_place_t *place_p);
 
-/* Find the end of the allocation that has this address of GPU memory.  The
- * calling thread has entered its context. */
+/* Find the end of the allocation that has this address of GPU memory;
+ * UINT64_MAX: the driver does not say.  The calling thread has entered its
+ * context. */
+vnxi_cu_result_t vnxi_cuda_find_end(const vnxi_cuda_library_t *library,
+                                    uint64_t addr, uint64_t *end_p);
+
+/* The same, with an error record. */
 vnx_status_t vnxi_cuda_allocation_end(const vnxi_cuda_context_t *context,
                                       uint64_t addr, uint64_t *end_p,
                                       vnx_error_t *error);

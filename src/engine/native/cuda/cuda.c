@@ -270,6 +270,7 @@ on_asker_gone(vnxi_port_t *port, uint64_t asker)
 /* What the driver knows about an address. */
 typedef struct facts {
     uint64_t context, type, is_managed, ordinal, is_legacy, handle_types, pool;
+    uint64_t is_mapped;
 } facts_t;
 
 static vnx_status_t
@@ -296,11 +297,12 @@ find_facts(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
         VNXI_CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE,
         VNXI_CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES,
         VNXI_CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE,
+        VNXI_CU_POINTER_ATTRIBUTE_MAPPED,
     };
     facts_t facts = {0};
     void *places[] = {&facts.context, &facts.type,      &facts.is_managed,
                       &facts.ordinal, &facts.is_legacy, &facts.handle_types,
-                      &facts.pool};
+                      &facts.pool,    &facts.is_mapped};
 
     vnxi_cu_result_t result = library->cu.cuPointerGetAttributes(
         sizeof attributes / sizeof attributes[0], attributes, places, address);
@@ -324,6 +326,8 @@ static void
 note_facts(vnxi_cuda_mem_t *mem, const facts_t *facts)
 {
     mem->is_legacy = mem->is_legacy && facts->is_legacy != 0;
+    mem->is_managed = mem->is_managed && facts->is_managed != 0;
+    mem->is_mapped = mem->is_mapped && facts->is_mapped != 0;
     mem->is_lent = mem->is_lent && facts->is_managed == 0 &&
                    facts->pool == 0 &&
                    vnxi_cuda_can_lend(facts->is_legacy, facts->handle_types);
@@ -340,20 +344,16 @@ check_allocations(const vnxi_cuda_library_t *library,
     facts_t facts = *first;
 
     do {
-        vnxi_cu_ptr_t start;
-        size_t size;
         note_facts(mem, &facts);
         if (facts.ordinal != first->ordinal) {
             return region_error(region, at,
                                 "the region has memory of another GPU", error);
         }
-        vnxi_cu_result_t result =
-            library->cu.cuMemGetAddressRange_v2(&start, &size, at);
-        if (result != VNXI_CUDA_SUCCESS || size == 0) {
+        vnxi_cu_result_t result = vnxi_cuda_find_end(library, at, &at);
+        if (result != VNXI_CUDA_SUCCESS) {
             return vnxi_cuda_error(library, REGISTER, (int)first->ordinal,
                                    "cuMemGetAddressRange_v2", result, error);
         }
-        at = start + size;
         if (at < end) {
             status = find_facts(library, region, at, &facts, error);
         }
@@ -373,7 +373,7 @@ check_region(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
         return vnxi_cuda_error(library, REGISTER, (int)first->ordinal,
                                "cuCtxPushCurrent_v2", result, error);
     }
-    mem->is_legacy = true;
+    mem->is_legacy = mem->is_managed = mem->is_mapped = true;
     mem->is_lent = cu->cuDeviceGetUuid_v2(&mem->uuid, mem->gpu->device) ==
                    VNXI_CUDA_SUCCESS;
     vnx_status_t status =

@@ -298,6 +298,9 @@ typedef struct vnxi_cu_copy_attr {
     X(vnxi_cu_result_t, cuMemcpyDtoDAsync_v2,                                 \
       (vnxi_cu_ptr_t to, vnxi_cu_ptr_t from, size_t size,                     \
        vnxi_cu_stream_t stream))                                              \
+    X(vnxi_cu_result_t, cuMemcpyPeerAsync,                                    \
+      (vnxi_cu_ptr_t to, vnxi_cu_context_t to_context, vnxi_cu_ptr_t from,    \
+       vnxi_cu_context_t from_context, size_t size, vnxi_cu_stream_t stream)) \
     X(vnxi_cu_result_t, cuMemcpyHtoDAsync_v2,                                 \
       (vnxi_cu_ptr_t to, const void *from, size_t size,                       \
        vnxi_cu_stream_t stream))                                              \

@@ -11,6 +11,12 @@
  * bytes about as fast as the memory can, and leave the other processors to the
  * program.
  *
+ * The driver copies memory of cuMemCreate() and of pools in a context that has
+ * access to it, so CPU memory and such memory of another gpu are copied in the
+ * context of that gpu.  Between two gpus cuMemcpyPeerAsync() does it, to which
+ * both contexts are told.  A stream in another context lasts for one batch
+ * only: the program may end the context when the transfer has ended.
+ *
  * After some errors a context is lost: every call in it fails.  Which ones
  * these are depends on the driver, so after an error the stream is asked.
  *
@@ -231,6 +237,55 @@ vnxi_cuda_gpu_stage(vnxi_cuda_gpu_t *gpu, vnxi_cuda_batch_t *batch,
     return VNX_OK;
 }
 
+/* -- Memory of other gpus --------------------------------------------------
+ */
+
+bool
+vnxi_cuda_foreigns_add(vnxi_cuda_foreigns_t *foreigns,
+                       vnxi_cuda_foreign_t item)
+{
+    if (foreigns->count == foreigns->room) {
+        size_t room = 2 * foreigns->room + 4;
+        void *items = realloc(foreigns->items, room * sizeof item);
+        if (items == NULL) {
+            return false;
+        }
+        foreigns->items = items;
+        foreigns->room = room;
+    }
+    foreigns->items[foreigns->count++] = item;
+    return true;
+}
+
+static int
+compare_foreigns(const void *a, const void *b)
+{
+    const vnxi_cuda_foreign_t *x = a, *y = b;
+    return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* Regions may overlap: cut them off. */
+void
+vnxi_cuda_foreigns_sort(vnxi_cuda_foreigns_t *foreigns)
+{
+    size_t kept = 0;
+
+    if (foreigns->count > 0) {
+        qsort(foreigns->items, foreigns->count, sizeof *foreigns->items,
+              compare_foreigns);
+    }
+    for (size_t i = 0; i < foreigns->count; i++) {
+        vnxi_cuda_foreign_t item = foreigns->items[i];
+        if (kept > 0 && item.start < foreigns->items[kept - 1].end) {
+            item.start = foreigns->items[kept - 1].end;
+        }
+        if (item.start < item.end) {
+            foreigns->items[kept++] = item;
+        }
+    }
+    foreigns->count = kept;
+}
+
 /* -- Opening ---------------------------------------------------------------
  */
 
@@ -381,12 +436,33 @@ choose_method(vnxi_cuda_gpu_t *gpu)
                                                        : VNXI_CUDA_LOOP;
 }
 
+/* In the context of the gpu, which is current. */
+static vnx_status_t
+create_stream(const vnxi_cuda_gpu_t *gpu, vnxi_cu_stream_t *stream_p,
+              vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    int lowest = 0, highest = 0;
+
+    vnxi_cu_result_t result =
+        cu->cuCtxGetStreamPriorityRange(&lowest, &highest);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return fail(gpu, "cuCtxGetStreamPriorityRange", result, error);
+    }
+    result = cu->cuStreamCreateWithPriority(
+        stream_p, VNXI_CU_STREAM_NON_BLOCKING, highest);
+    if (result != VNXI_CUDA_SUCCESS) {
+        *stream_p = NULL;
+        return fail(gpu, "cuStreamCreateWithPriority", result, error);
+    }
+    return VNX_OK;
+}
+
 static vnx_status_t
 make_stream(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
 {
     const vnxi_cu_functions_t *cu = &gpu->library->cu;
     vnxi_cu_enum_t mode = VNXI_CU_STREAM_CAPTURE_MODE_RELAXED;
-    int lowest = 0, highest = 0;
 
     vnxi_cu_result_t result = cu->cuCtxPushCurrent_v2(gpu->context);
     if (result != VNXI_CUDA_SUCCESS) {
@@ -396,17 +472,7 @@ make_stream(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
     if (result != VNXI_CUDA_SUCCESS) {
         return fail(gpu, "cuThreadExchangeStreamCaptureMode", result, error);
     }
-    result = cu->cuCtxGetStreamPriorityRange(&lowest, &highest);
-    if (result != VNXI_CUDA_SUCCESS) {
-        return fail(gpu, "cuCtxGetStreamPriorityRange", result, error);
-    }
-    result = cu->cuStreamCreateWithPriority(
-        &gpu->stream, VNXI_CU_STREAM_NON_BLOCKING, highest);
-    if (result != VNXI_CUDA_SUCCESS) {
-        gpu->stream = NULL;
-        return fail(gpu, "cuStreamCreateWithPriority", result, error);
-    }
-    return VNX_OK;
+    return create_stream(gpu, &gpu->stream, error);
 }
 
 vnx_status_t
@@ -448,17 +514,24 @@ vnxi_cuda_gpu_close(vnxi_cuda_gpu_t *gpu)
         if (batch->table != 0) {
             cu->cuMemFree_v2(batch->table);
         }
+        *batch = (vnxi_cuda_batch_t){0};
     }
     unmap_pinned(gpu, gpu->short_table, SHORT_TABLE_BYTES);
+    gpu->short_table = NULL;
     free(gpu->copies[0]);
     free(gpu->copies[1]);
     free(gpu->sizes);
+    gpu->copies[0] = gpu->copies[1] = NULL;
+    gpu->sizes = NULL;
     if (gpu->module != NULL) {
         cu->cuModuleUnload(gpu->module);
+        gpu->module = NULL;
     }
     if (gpu->stream != NULL) {
         cu->cuStreamDestroy_v2(gpu->stream);
+        gpu->stream = NULL;
     }
+    gpu->why[0] = '\0';
     cu->cuCtxPopCurrent_v2(NULL);
 }
 
@@ -533,34 +606,180 @@ copy_batch(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
                : fail(gpu, "cuMemcpyBatchAsync", result, error);
 }
 
-static vnx_status_t
-copy_row(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_row_t *row,
-         vnxi_cuda_direction_t direction, vnx_error_t *error)
-{
-    const vnxi_cu_functions_t *cu = &gpu->library->cu;
-    vnxi_cu_result_t result = VNXI_CUDA_SUCCESS;
-    const char *function = "";
+/* -- Copying row by row ----------------------------------------------------
+ */
 
-    switch (direction) {
-    case VNXI_CUDA_ON_DEVICE:
-        function = "cuMemcpyDtoDAsync_v2";
-        result = cu->cuMemcpyDtoDAsync_v2(row->dst, row->src, row->len,
-                                          gpu->stream);
-        break;
-    case VNXI_CUDA_TO_DEVICE:
-        function = "cuMemcpyHtoDAsync_v2";
-        result = cu->cuMemcpyHtoDAsync_v2(row->dst,
-                                          (const void *)(uintptr_t)row->src,
-                                          row->len, gpu->stream);
-        break;
-    case VNXI_CUDA_FROM_DEVICE:
-        function = "cuMemcpyDtoHAsync_v2";
-        result = cu->cuMemcpyDtoHAsync_v2((void *)(uintptr_t)row->dst,
-                                          row->src, row->len, gpu->stream);
-        break;
+/* The gpu whose memory is at an address.  *len_p becomes at most the length of
+ * that memory. */
+static const vnxi_cuda_gpu_t *
+owner_of(const vnxi_cuda_gpu_t *gpu, const vnxi_cuda_foreigns_t *foreigns,
+         uint64_t address, uint64_t *len_p)
+{
+    size_t low = 0, high = foreigns != NULL ? foreigns->count : 0;
+    uint64_t len = UINT64_MAX;
+    const vnxi_cuda_gpu_t *owner = gpu;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (foreigns->items[middle].end <= address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
     }
-    return result == VNXI_CUDA_SUCCESS ? VNX_OK
-                                       : fail(gpu, function, result, error);
+    if (foreigns != NULL && low < foreigns->count) {
+        const vnxi_cuda_foreign_t *next = &foreigns->items[low];
+        bool is_inside = address >= next->start;
+        owner = is_inside ? next->gpu : gpu;
+        len = (is_inside ? next->end : next->start) - address;
+    }
+    *len_p = len < *len_p ? len : *len_p;
+    return owner;
+}
+
+/* A part of a row, of which each side is of one gpu. */
+typedef struct part {
+    uint64_t src, dst, len;
+    const vnxi_cuda_gpu_t *from, *to; /* the same for CPU memory */
+    const vnxi_cuda_gpu_t *home;      /* in whose context it is copied */
+} part_t;
+
+/* The part of a row that begins after `done` bytes. */
+static part_t
+part_of(const vnxi_cuda_gpu_t *gpu, const vnxi_cuda_foreigns_t *foreigns,
+        const vnxi_cuda_row_t *row, vnxi_cuda_direction_t direction,
+        uint64_t done)
+{
+    part_t part = {
+        row->src + done, row->dst + done, row->len - done, NULL, NULL, NULL};
+
+    if (direction != VNXI_CUDA_TO_DEVICE) {
+        part.from = owner_of(gpu, foreigns, part.src, &part.len);
+    }
+    if (direction != VNXI_CUDA_FROM_DEVICE) {
+        part.to = owner_of(gpu, foreigns, part.dst, &part.len);
+    }
+    part.from = part.from != NULL ? part.from : part.to;
+    part.to = part.to != NULL ? part.to : part.from;
+    part.home = part.from == gpu ? gpu : part.to;
+    return part;
+}
+
+/* Into a stream of the part's home. */
+static vnx_status_t
+copy_part(const part_t *part, vnxi_cuda_direction_t direction,
+          vnxi_cu_stream_t stream, vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &part->home->library->cu;
+    vnxi_cu_result_t result;
+    const char *function;
+
+    if (direction == VNXI_CUDA_TO_DEVICE) {
+        function = "cuMemcpyHtoDAsync_v2";
+        result = cu->cuMemcpyHtoDAsync_v2(
+            part->dst, (const void *)(uintptr_t)part->src, part->len, stream);
+    } else if (direction == VNXI_CUDA_FROM_DEVICE) {
+        function = "cuMemcpyDtoHAsync_v2";
+        result = cu->cuMemcpyDtoHAsync_v2((void *)(uintptr_t)part->dst,
+                                          part->src, part->len, stream);
+    } else if (part->from == part->to) {
+        function = "cuMemcpyDtoDAsync_v2";
+        result =
+            cu->cuMemcpyDtoDAsync_v2(part->dst, part->src, part->len, stream);
+    } else {
+        function = "cuMemcpyPeerAsync";
+        result = cu->cuMemcpyPeerAsync(part->dst, part->to->context, part->src,
+                                       part->from->context, part->len, stream);
+    }
+    return result == VNXI_CUDA_SUCCESS
+               ? VNX_OK
+               : fail(part->home, function, result, error);
+}
+
+/* Copy the parts of the rows whose home this is.  Returns in *is_all_p whether
+ * there are no others. */
+static vnx_status_t
+copy_parts(const vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
+           vnxi_cuda_direction_t direction, const vnxi_cuda_gpu_t *home,
+           vnxi_cu_stream_t stream, bool *is_all_p, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    *is_all_p = true;
+    for (uint32_t i = 0; status == VNX_OK && i < batch->count; i++) {
+        const vnxi_cuda_row_t *row = &batch->rows[i];
+        for (uint64_t done = 0; status == VNX_OK && done < row->len;) {
+            part_t part = part_of(gpu, batch->foreigns, row, direction, done);
+            if (part.home == home) {
+                status = copy_part(&part, direction, stream, error);
+            } else {
+                *is_all_p = false;
+            }
+            done += part.len;
+        }
+    }
+    return status;
+}
+
+/* The same in the context of another gpu; waits until it is done. */
+static vnx_status_t
+copy_parts_there(const vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
+                 vnxi_cuda_direction_t direction, const vnxi_cuda_gpu_t *home,
+                 vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &home->library->cu;
+    vnxi_cu_stream_t stream;
+    bool is_all;
+
+    vnxi_cu_result_t result = cu->cuCtxPushCurrent_v2(home->context);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return fail(home, "cuCtxPushCurrent_v2", result, error);
+    }
+    vnx_status_t status = create_stream(home, &stream, error);
+    if (status == VNX_OK) {
+        status =
+            copy_parts(gpu, batch, direction, home, stream, &is_all, error);
+        result = cu->cuStreamSynchronize(stream);
+        if (status == VNX_OK && result != VNXI_CUDA_SUCCESS) {
+            status = fail(home, "cuStreamSynchronize", result, error);
+        }
+        cu->cuStreamDestroy_v2(stream);
+    }
+    cu->cuCtxPopCurrent_v2(NULL);
+    return status;
+}
+
+/* Every gpu of the list comes once if one begins with NULL; after the last one
+ * there is NULL. */
+static const vnxi_cuda_gpu_t *
+next_foreign(const vnxi_cuda_foreigns_t *foreigns, const vnxi_cuda_gpu_t *last)
+{
+    const vnxi_cuda_gpu_t *next = NULL;
+
+    for (size_t i = 0; i < foreigns->count; i++) {
+        const vnxi_cuda_gpu_t *gpu = foreigns->items[i].gpu;
+        if ((uintptr_t)gpu > (uintptr_t)last &&
+            (next == NULL || (uintptr_t)gpu < (uintptr_t)next)) {
+            next = gpu;
+        }
+    }
+    return next;
+}
+
+static vnx_status_t
+copy_rows(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
+          vnxi_cuda_direction_t direction, vnx_error_t *error)
+{
+    const vnxi_cuda_gpu_t *other = NULL;
+    bool is_all;
+
+    vnx_status_t status =
+        copy_parts(gpu, batch, direction, gpu, gpu->stream, &is_all, error);
+    while (status == VNX_OK && !is_all &&
+           (other = next_foreign(batch->foreigns, other)) != NULL) {
+        status = copy_parts_there(gpu, batch, direction, other, error);
+    }
+    return status;
 }
 
 static vnx_status_t
@@ -568,18 +787,10 @@ start_copying(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
               vnxi_cuda_method_t method, vnxi_cuda_direction_t direction,
               vnx_error_t *error)
 {
-    vnx_status_t status = VNX_OK;
-
-    if (method == VNXI_CUDA_KERNEL) {
-        return launch_kernels(gpu, batch, error);
-    }
-    if (method == VNXI_CUDA_BATCH) {
-        return copy_batch(gpu, batch, error);
-    }
-    for (uint32_t i = 0; status == VNX_OK && i < batch->count; i++) {
-        status = copy_row(gpu, &batch->rows[i], direction, error);
-    }
-    return status;
+    return method == VNXI_CUDA_KERNEL ? launch_kernels(gpu, batch, error)
+           : method == VNXI_CUDA_BATCH
+               ? copy_batch(gpu, batch, error)
+               : copy_rows(gpu, batch, direction, error);
 }
 
 vnx_status_t
@@ -606,10 +817,11 @@ vnxi_cuda_gpu_launch(vnxi_cuda_gpu_t *gpu, vnxi_cuda_batch_t *batch,
 vnx_status_t
 vnxi_cuda_gpu_copy(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_row_t *rows,
                    uint32_t count, vnxi_cuda_method_t method,
-                   vnxi_cuda_direction_t direction, vnx_error_t *error)
+                   vnxi_cuda_direction_t direction,
+                   const vnxi_cuda_foreigns_t *foreigns, vnx_error_t *error)
 {
-    vnxi_cuda_batch_t batch = {.rows = (vnxi_cuda_row_t *)rows,
-                               .count = count};
+    vnxi_cuda_batch_t batch = {
+        .rows = (vnxi_cuda_row_t *)rows, .count = count, .foreigns = foreigns};
     vnxi_cu_result_t result;
     const char *why;
 

@@ -8,6 +8,8 @@
  *   kernel  one launch for a table of rows (kernel.h)
  *   batch   one cuMemcpyBatchAsync() for all rows, by the copy engines
  *   loop    an asynchronous copy for each row
+ * The first two reach memory of the context alone, and cudaMalloc() memory of
+ * others after vnxi_cuda_gpu_reaches().
  *
  * Threads: a gpu belongs to the thread that has opened it; the context is
  * current there.  gpu->why and gpu->method may be read by others once
@@ -45,12 +47,27 @@ typedef enum vnxi_cuda_direction {
     VNXI_CUDA_FROM_DEVICE,
 } vnxi_cuda_direction_t;
 
+typedef struct vnxi_cuda_gpu vnxi_cuda_gpu_t;
+
+/* Memory of another gpu of the process. */
+typedef struct vnxi_cuda_foreign {
+    uint64_t start, end;
+    const vnxi_cuda_gpu_t *gpu;
+} vnxi_cuda_foreign_t;
+
+/* All that rows may have of such memory. */
+typedef struct vnxi_cuda_foreigns {
+    vnxi_cuda_foreign_t *items; /* owned */
+    size_t count, room;
+} vnxi_cuda_foreigns_t;
+
 /* Rows that are copied together. */
 typedef struct vnxi_cuda_batch {
     vnxi_cuda_row_t *rows; /* room for VNXI_CUDA_ROWS; `spare` is free */
     uint32_t count;
     uint64_t bytes;
-    unsigned char *stage; /* see vnxi_cuda_gpu_stage() */
+    const vnxi_cuda_foreigns_t *foreigns; /* for the loop; NULL: none */
+    unsigned char *stage;                 /* see vnxi_cuda_gpu_stage() */
     uint64_t stage_delta; /* the kernel's address of `stage` is so much
                              higher, modulo 2^64 */
     /* private */
@@ -60,8 +77,6 @@ typedef struct vnxi_cuda_batch {
 } vnxi_cuda_batch_t;
 
 enum { VNXI_CUDA_BATCHES = 2 };
-
-typedef struct vnxi_cuda_gpu vnxi_cuda_gpu_t;
 
 struct vnxi_cuda_gpu {
     const vnxi_cuda_library_t *library;
@@ -99,8 +114,8 @@ struct vnxi_cuda_gpu {
  * device and ordinal are set, the rest is zero. */
 vnx_status_t vnxi_cuda_gpu_open(vnxi_cuda_gpu_t *gpu, vnx_error_t *error);
 
-/* Release everything; also after vnxi_cuda_gpu_open() has failed.  The stream
- * must be idle, or the context lost. */
+/* Release everything; also after vnxi_cuda_gpu_open() has failed, which may be
+ * called again then.  The stream must be idle, or the context lost. */
 void vnxi_cuda_gpu_close(vnxi_cuda_gpu_t *gpu);
 
 /* Make sure that the batch has `stage`: VNXI_CUDA_STAGE_BYTES of CPU memory,
@@ -108,12 +123,18 @@ void vnxi_cuda_gpu_close(vnxi_cuda_gpu_t *gpu);
 vnx_status_t vnxi_cuda_gpu_stage(vnxi_cuda_gpu_t *gpu,
                                  vnxi_cuda_batch_t *batch, vnx_error_t *error);
 
+/* Append memory; false: no memory.  After the last one, sort it. */
+bool vnxi_cuda_foreigns_add(vnxi_cuda_foreigns_t *foreigns,
+                            vnxi_cuda_foreign_t item);
+void vnxi_cuda_foreigns_sort(vnxi_cuda_foreigns_t *foreigns);
+
 /* Start copying the rows of a batch, at least one.  `landed` is called on a
  * thread of the driver when all bytes are visible to every processor.  It must
  * not call CUDA.  It is not called if the context is lost before.
  *
  * Rows for the kernel have the addresses that the context has for them.  For
- * the other methods, CPU memory has its ordinary addresses.
+ * the other methods, CPU memory has its ordinary addresses.  The loop waits
+ * for what it copies in the context of another gpu.
  *
  * After an error nothing of the batch is running, and `landed` is not called.
  */
@@ -133,18 +154,20 @@ void vnxi_cuda_gpu_unpin(const vnxi_cuda_gpu_t *gpu, void *data);
 
 /* Copy 1 to VNXI_CUDA_ROWS_AT_ONCE rows, and wait until they have landed, as
  * everything that was launched before.  The rows are as in a batch; CPU memory
- * that is not pinned must not be copied by the kernel. */
+ * that is not pinned must not be copied by the kernel.  `foreigns` may be
+ * NULL. */
 vnx_status_t vnxi_cuda_gpu_copy(vnxi_cuda_gpu_t *gpu,
                                 const vnxi_cuda_row_t *rows, uint32_t count,
                                 vnxi_cuda_method_t method,
                                 vnxi_cuda_direction_t direction,
+                                const vnxi_cuda_foreigns_t *foreigns,
                                 vnx_error_t *error);
 
 /* Return whether the context still works.  False: it is lost for good, with
  * everything that was running; *error is set. */
 bool vnxi_cuda_gpu_works(vnxi_cuda_gpu_t *gpu, vnx_error_t *error);
 
-/* May kernels of `gpu` use cudaMalloc() memory of `other`? */
+/* May `gpu` use cudaMalloc() memory of `other`? */
 bool vnxi_cuda_gpu_reaches(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_gpu_t *other);
 
 /* Set an error for a call of the driver.  VNX_ERR_BACKEND. */

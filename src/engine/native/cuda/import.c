@@ -10,6 +10,11 @@
  * that are neighbours in the peer (one region can have thousands), so the
  * whole region gets one range of addresses here, and one delta.
  *
+ * What cannot be mapped may be of a process that has just ended, or may have
+ * been freed since, or what is missing may be there again a moment later.  So
+ * the owner is asked once more; then either there is an error, or the end of
+ * the peer is noticed.
+ *
  * An import keeps the engine, because it outlives its key and its conn for a
  * moment.
  */
@@ -36,6 +41,7 @@
 typedef enum state {
     STATE_ASKING,   /* until the owner's next message */
     STATE_ANSWERED, /* to be mapped */
+    STATE_REFUSED,  /* to be asked for once more */
     STATE_MAPPED,
     STATE_FAILED, /* `error` */
 } state_t;
@@ -65,6 +71,13 @@ typedef struct range {
     uint64_t start; /* the owner's address that `here` stands for */
 } range_t;
 
+/* A gpu for which a region cannot be mapped.  Set at the beginning. */
+struct vnxi_cuda_refusal {
+    vnxi_cuda_refusal_t *next; /* of key->refusals; imports_lock */
+    int ordinal;               /* a later gpu may have the same address */
+    char why[192];
+};
+
 struct vnxi_cuda_import {
     /* Set at the beginning. */
     vnxi_cuda_gpu_t *gpu;
@@ -84,9 +97,9 @@ struct vnxi_cuda_import {
     int *fds;                  /* owned: of the pieces of kind FD, in order */
     size_t piece_count, fd_count;
     bool is_last;
+    bool is_second;    /* it was asked for once more after a failure */
     vnx_error_t error; /* of STATE_FAILED */
     /* The gpu's thread. */
-    bool is_second;          /* the owner is asked once more after a failure */
     vnxi_cu_result_t result; /* of the last call that failed */
     uint64_t end; /* the owner's address after the last allocation so far */
     vnxi_cuda_spans_t spans;
@@ -551,6 +564,43 @@ set_failed(vnxi_cuda_import_t *import, const vnx_error_t *error)
     vnxi_mutex_unlock(&imports_lock);
 }
 
+static const char *
+why_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
+{
+    const vnxi_cuda_refusal_t *refusal = key->refusals;
+
+    while (refusal != NULL && refusal->ordinal != gpu->ordinal) {
+        refusal = refusal->next;
+    }
+    return refusal != NULL ? refusal->why : NULL;
+}
+
+const char *
+vnxi_cuda_why_unmappable(const vnxi_cuda_key_t *key,
+                         const vnxi_cuda_gpu_t *gpu)
+{
+    vnxi_mutex_lock(&imports_lock);
+    const char *why = why_lock_held(key, gpu);
+    vnxi_mutex_unlock(&imports_lock);
+    return why;
+}
+
+/* Without memory, the next transfer tries to map the region once more. */
+static void
+refuse_lock_held(vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu,
+                 const char *why)
+{
+    vnxi_cuda_refusal_t *refusal =
+        why_lock_held(key, gpu) == NULL ? malloc(sizeof *refusal) : NULL;
+
+    if (refusal != NULL) {
+        refusal->ordinal = gpu->ordinal;
+        snprintf(refusal->why, sizeof refusal->why, "%.191s", why);
+        refusal->next = key->refusals;
+        key->refusals = refusal;
+    }
+}
+
 /* The owner copies the region from now on, so the import is of no use.  False:
  * the owner does not do that. */
 static bool
@@ -561,9 +611,8 @@ set_unmappable_lock_held(vnxi_cuda_import_t *import, const vnx_error_t *error)
     if (key != NULL && !key->is_moved) {
         return false;
     }
-    if (key != NULL && !atomic_load(&key->is_unmappable)) {
-        snprintf(key->why, sizeof key->why, "%.191s", error->cause);
-        atomic_store(&key->is_unmappable, true);
+    if (key != NULL) {
+        refuse_lock_held(key, import->gpu, error->cause);
     }
     import->is_ending = true;
     import->gpu->wake(import->gpu);
@@ -590,10 +639,24 @@ give_up(vnxi_cuda_import_t *import, const vnx_error_t *error)
     }
 }
 
-/* Map what has come; ask for more, or the import is complete.  What cannot be
- * mapped may be of a process that has just ended, or may have been freed
- * since: ask once more, then either there is an error, or the end of the peer
- * is noticed. */
+/* Unmap everything and begin again. */
+static void
+ask_again(vnxi_cuda_import_t *import)
+{
+    vnx_error_t error;
+
+    unmap(import);
+    import->end = import->addr;
+    vnxi_mutex_lock(&imports_lock);
+    import->is_second = true;
+    import->state = STATE_ASKING;
+    vnxi_mutex_unlock(&imports_lock);
+    if (ask_for_more(import, import->addr, &error) != VNX_OK) {
+        set_failed(import, &error);
+    }
+}
+
+/* Map what has come; ask for more, or the import is complete. */
 static void
 go_on(vnxi_cuda_import_t *import)
 {
@@ -601,21 +664,21 @@ go_on(vnxi_cuda_import_t *import)
     vnx_error_t error;
 
     vnx_status_t status = map_answer(import, &error);
+    if (status != VNX_OK && !import->is_second) {
+        ask_again(import);
+        return;
+    }
     if (status != VNX_OK) {
         unmap(import);
         import->end = import->addr;
-    }
-    if (status != VNX_OK && import->is_second) {
         set_failed(import, &error);
         give_up(import, &error);
         return;
     }
-    import->is_second = import->is_second || status != VNX_OK;
     vnxi_mutex_lock(&imports_lock);
-    import->state = status == VNX_OK && is_last ? STATE_MAPPED : STATE_ASKING;
+    import->state = is_last ? STATE_MAPPED : STATE_ASKING;
     vnxi_mutex_unlock(&imports_lock);
-    if ((status != VNX_OK || !is_last) &&
-        ask_for_more(import, import->end, &error) != VNX_OK) {
+    if (!is_last && ask_for_more(import, import->end, &error) != VNX_OK) {
         set_failed(import, &error);
     }
 }
@@ -668,17 +731,20 @@ end(vnxi_cuda_import_t *import)
 
 /* Find an import that needs the gpu's thread. */
 static vnxi_cuda_import_t *
-next_to_serve(const vnxi_cuda_gpu_t *gpu, bool ends_all, bool *ends_p)
+next_to_serve(const vnxi_cuda_gpu_t *gpu, bool ends_all, bool *ends_p,
+              bool *again_p)
 {
     vnxi_mutex_lock(&imports_lock);
     vnxi_cuda_import_t *import = imports;
     while (import != NULL &&
            (import->gpu != gpu || !(ends_all || import->is_ending ||
-                                    import->state == STATE_ANSWERED))) {
+                                    import->state == STATE_ANSWERED ||
+                                    import->state == STATE_REFUSED))) {
         import = import->next;
     }
     if (import != NULL) {
         *ends_p = import->is_ending = ends_all || import->is_ending;
+        *again_p = import->state == STATE_REFUSED;
     }
     vnxi_mutex_unlock(&imports_lock);
     return import;
@@ -688,11 +754,13 @@ static void
 serve(const vnxi_cuda_gpu_t *gpu, bool ends_all)
 {
     vnxi_cuda_import_t *import;
-    bool ends;
+    bool ends, again;
 
-    while ((import = next_to_serve(gpu, ends_all, &ends)) != NULL) {
+    while ((import = next_to_serve(gpu, ends_all, &ends, &again)) != NULL) {
         if (ends) {
             end(import);
+        } else if (again) {
+            ask_again(import);
         } else {
             go_on(import);
         }
@@ -765,6 +833,23 @@ vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id)
     return count;
 }
 
+uint64_t
+vnxi_cuda_imports_reach(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
+{
+    uint64_t reach = 0;
+
+    vnxi_mutex_lock(&imports_lock);
+    for (const vnxi_cuda_import_t *import = imports; import != NULL;
+         import = import->next) {
+        if (import->gpu == gpu && is_of_conn(import->port, import->conn_id,
+                                             key->port, key->conn_id)) {
+            reach += import->end - import->addr;
+        }
+    }
+    vnxi_mutex_unlock(&imports_lock);
+    return reach;
+}
+
 void
 vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id,
                          uint64_t deadline)
@@ -790,6 +875,11 @@ vnxi_cuda_key_fini(vnxi_cuda_key_t *key)
         import->gpu->wake(import->gpu);
     }
     key->imports = NULL;
+    while (key->refusals != NULL) {
+        vnxi_cuda_refusal_t *refusal = key->refusals;
+        key->refusals = refusal->next;
+        free(refusal);
+    }
     vnxi_mutex_unlock(&imports_lock);
 }
 
@@ -807,6 +897,13 @@ find_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
     return import;
 }
 
+/* Is it neither mapped nor failed so far? */
+static bool
+is_open(const vnxi_cuda_import_t *import)
+{
+    return import->state != STATE_MAPPED && import->state != STATE_FAILED;
+}
+
 /* The gpu is woken when the owner has answered one of the questions. */
 static bool
 is_busy_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
@@ -815,11 +912,10 @@ is_busy_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
 
     for (const vnxi_cuda_import_t *import = imports; import != NULL;
          import = import->next) {
-        asks +=
-            import->gpu == gpu &&
-            is_of_conn(import->port, import->conn_id, key->port,
-                       key->conn_id) &&
-            (import->state == STATE_ASKING || import->state == STATE_ANSWERED);
+        asks += import->gpu == gpu &&
+                is_of_conn(import->port, import->conn_id, key->port,
+                           key->conn_id) &&
+                is_open(import);
     }
     return asks >= ASKS_MAX;
 }
@@ -855,8 +951,7 @@ static vnx_status_t
 use_lock_held(vnxi_cuda_import_t *import, vnxi_cuda_spans_t *spans,
               vnx_error_t *error)
 {
-    if (import->is_ending || import->state == STATE_ASKING ||
-        import->state == STATE_ANSWERED) {
+    if (import->is_ending || is_open(import)) {
         return VNX_IN_PROG;
     }
     if (import->state == STATE_FAILED) {
@@ -1086,10 +1181,15 @@ vnxi_cuda_refused_status(const vnxi_lend_t *message)
 }
 
 /* The owner refuses.  If it cannot hand out the region, it may copy it; other
- * reasons may pass. */
+ * reasons may pass.  Whether the driver's refusal does is seen when the owner
+ * is asked once more. */
 static void
 on_refused_lock_held(vnxi_cuda_import_t *import, const vnxi_lend_t *message)
 {
+    if (message->status == -VNX_ERR_BACKEND && !import->is_second) {
+        import->state = STATE_REFUSED;
+        return;
+    }
     fail_lock_held(import, vnxi_cuda_refused_status(message), message->cause,
                    message->count);
     if (message->status == -VNX_ERR_BACKEND ||

@@ -18,6 +18,7 @@
 #include "engine/native/transport.h"
 
 typedef struct vnxi_cuda_import vnxi_cuda_import_t;
+typedef struct vnxi_cuda_refusal vnxi_cuda_refusal_t;
 
 /* A peer's region: the slot of it. */
 typedef struct vnxi_cuda_key {
@@ -28,12 +29,11 @@ typedef struct vnxi_cuda_key {
     bool is_lent;        /* its owner hands out handles */
     bool is_moved;       /* its owner copies it for us (window.h) */
     _Atomic(struct vnxi_cuda_worker *)
-        worker;                /* for transfers with CPU memory;
-                                  the owner's of the key */
-    atomic_bool is_unmappable; /* the driver cannot map it; set once */
-    char why[192];             /* it cannot; valid after that */
+        worker; /* for transfers with CPU memory;
+                   the owner's of the key */
     /* private */
     vnxi_cuda_import_t *imports;
+    vnxi_cuda_refusal_t *refusals; /* owned */
 } vnxi_cuda_key_t;
 
 /* Part of a peer's region as it is mapped here. */
@@ -57,6 +57,11 @@ bool vnxi_cuda_spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span);
  * is called when they may be. */
 vnx_status_t vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
                               vnxi_cuda_spans_t *spans, vnx_error_t *error);
+
+/* Why the region cannot be mapped for the gpu; valid as long as the key.
+ * NULL: it can be, as far as is known. */
+const char *vnxi_cuda_why_unmappable(const vnxi_cuda_key_t *key,
+                                     const vnxi_cuda_gpu_t *gpu);
 
 /* A question to the owners of the regions of a transfer: have they still the
  * memory that is mapped here?  In the list of all from begin to end. */
@@ -104,6 +109,11 @@ bool vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
                                  const vnxi_lend_t *message,
                                  const vnxi_control_t *control);
 
+/* How many bytes of the regions of a key's conn are mapped for the gpu, also
+ * of regions that are not complete.  It grows as long as the owner answers. */
+uint64_t vnxi_cuda_imports_reach(const vnxi_cuda_key_t *key,
+                                 const vnxi_cuda_gpu_t *gpu);
+
 /* The number of regions of a conn that are mapped. */
 size_t vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id);
 
@@ -121,7 +131,7 @@ vnx_status_t vnxi_cuda_ask_owner(const vnxi_port_t *port, uintptr_t conn_id,
 /* The status that an owner has sent, if it is one that owners may cause. */
 vnx_status_t vnxi_cuda_refused_status(const vnxi_lend_t *message);
 
-/* The imports of the key will end. */
+/* The imports of the key will end.  No transfer uses the key any more. */
 void vnxi_cuda_key_fini(vnxi_cuda_key_t *key);
 
 #endif

@@ -319,6 +319,7 @@ static vnx_status_t
 check(const move_t *move, const vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
 {
     const vnxi_window_head_t *head = (const void *)move->window->base;
+    unsigned route = move->mover->port->config.number;
 
     if (gpu == NULL) {
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
@@ -336,7 +337,8 @@ check(const move_t *move, const vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
         return vnxi_error_set(error, VNX_ERR_CANCELED, OPERATION,
                               "the copy was called off");
     }
-    return vnxi_cuda_check_memory(gpu, move->region, error);
+    return vnxi_cuda_check_memory(vnxi_region_slot(move->region, route),
+                                  move->region, error);
 }
 
 static vnx_status_t
@@ -356,9 +358,10 @@ copy(move_t *move, vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
         row->src = move->is_write ? shared : inside;
         row->dst = move->is_write ? inside : shared;
     }
-    return vnxi_cuda_gpu_copy(
-        gpu, move->rows, move->count, method,
-        move->is_write ? VNXI_CUDA_TO_DEVICE : VNXI_CUDA_FROM_DEVICE, error);
+    return vnxi_cuda_gpu_copy(gpu, move->rows, move->count, method,
+                              move->is_write ? VNXI_CUDA_TO_DEVICE
+                                             : VNXI_CUDA_FROM_DEVICE,
+                              NULL, error);
 }
 
 /* On the worker's thread; gpu NULL: it has ended. */

@@ -1,12 +1,15 @@
 /*
- * Design notes.  An address is enough to copy from or to any GPU of the
- * process, because all of them have one address space.  But a kernel may use
- * memory of another context only if that is from cudaMalloc() and access was
- * enabled; otherwise the driver copies.
+ * Design notes.  All GPUs of the process have one address space, but a GPU may
+ * not use all of it.  One launch or batch for memory of several GPUs needs
+ * memory from cudaMalloc() and enabled access.  Otherwise rows are copied one
+ * by one, each in a context that may (gpu.c), for which `foreigns` says what
+ * is of other GPUs.  Managed memory is not in it: all GPUs may use that.
  *
  * A kernel with a wrong address destroys the program's context, and with it
  * the model.  So before the first batch the driver is asked whether there is
- * still memory in the regions.
+ * still memory in the regions.  Addresses that are reserved for GPU memory may
+ * be of type DEVICE while no memory is mapped there, as in a program's sleep
+ * mode; MAPPED tells, if it was true of the memory before.
  */
 #include "engine/native/cuda/rows.h"
 
@@ -47,18 +50,19 @@ ask(const vnxi_cuda_gpu_t *gpu, uint64_t address, vnxi_cu_enum_t *attributes,
 }
 
 static vnx_status_t
-check_address(const vnxi_cuda_gpu_t *gpu, const vnxi_region_t *region,
+check_address(const vnxi_cuda_mem_t *mem, const vnxi_region_t *region,
               uint64_t address, vnx_error_t *error)
 {
-    vnxi_cu_enum_t attributes[] = {VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE};
-    uint64_t type;
+    vnxi_cu_enum_t attributes[] = {VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+                                   VNXI_CU_POINTER_ATTRIBUTE_MAPPED};
+    uint64_t found[2];
 
-    vnxi_cu_result_t result = ask(gpu, address, attributes, &type, 1);
+    vnxi_cu_result_t result = ask(mem->gpu, address, attributes, found, 2);
     if (result != VNXI_CUDA_SUCCESS) {
-        return vnxi_cuda_error(gpu->library, OPERATION, gpu->ordinal,
+        return vnxi_cuda_error(mem->gpu->library, OPERATION, mem->gpu->ordinal,
                                "cuPointerGetAttributes", result, error);
     }
-    return type != 0
+    return found[0] != 0 && (found[1] != 0 || !mem->is_mapped)
                ? VNX_OK
                : vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
                                 "the GPU memory at 0x%" PRIx64 " of %" PRIu64
@@ -67,29 +71,45 @@ check_address(const vnxi_cuda_gpu_t *gpu, const vnxi_region_t *region,
 }
 
 vnx_status_t
-vnxi_cuda_check_memory(const vnxi_cuda_gpu_t *gpu, const vnxi_region_t *region,
+vnxi_cuda_check_memory(const vnxi_cuda_mem_t *mem, const vnxi_region_t *region,
                        vnx_error_t *error)
 {
-    vnx_status_t status = check_address(gpu, region, region->addr, error);
+    vnx_status_t status = check_address(mem, region, region->addr, error);
     return status == VNX_OK
-               ? check_address(gpu, region, vnxi_region_end(region) - 1, error)
+               ? check_address(mem, region, vnxi_region_end(region) - 1, error)
                : status;
 }
 
-/* Check the regions of a list of GPU memory, and whether the kernel may use
- * all of them. */
+/* Note memory of another gpu.  *reaches_p stays true if this one may use it.
+ */
 static vnx_status_t
-check_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, bool *by_kernel_p,
+add_foreign(vnxi_cuda_rows_t *rows, const vnxi_cuda_mem_t *mem,
+            const vnxi_region_t *region, bool *reaches_p, vnx_error_t *error)
+{
+    const vnxi_cuda_foreign_t item = {region->addr, vnxi_region_end(region),
+                                      mem->gpu};
+
+    *reaches_p = *reaches_p && mem->is_legacy &&
+                 vnxi_cuda_gpu_reaches(rows->gpu, mem->gpu);
+    return mem->is_managed || vnxi_cuda_foreigns_add(&rows->foreigns, item)
+               ? VNX_OK
+               : vnxi_error_no_memory(error, OPERATION, sizeof item);
+}
+
+/* Check the regions of a list of GPU memory, and whether the gpu may use all
+ * of them. */
+static vnx_status_t
+check_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, bool *reaches_p,
            vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
 
     for (size_t i = 0; status == VNX_OK && i < list->region_count; i++) {
-        const vnxi_cuda_mem_t *mem = mem_of(rows, list->regions[i]);
-        status = vnxi_cuda_check_memory(rows->gpu, list->regions[i], error);
-        if (mem->gpu != rows->gpu) {
-            *by_kernel_p = *by_kernel_p && mem->is_legacy &&
-                           vnxi_cuda_gpu_reaches(rows->gpu, mem->gpu);
+        const vnxi_region_t *region = list->regions[i];
+        const vnxi_cuda_mem_t *mem = mem_of(rows, region);
+        status = vnxi_cuda_check_memory(mem, region, error);
+        if (status == VNX_OK && mem->gpu != rows->gpu) {
+            status = add_foreign(rows, mem, region, reaches_p, error);
         }
     }
     return status;
@@ -176,6 +196,19 @@ sort_spans(vnxi_cuda_spans_t *spans)
     spans->count = kept;
 }
 
+/* All regions of a list are of one conn. */
+static void
+note_reach(vnxi_cuda_rows_t *rows, const vnxi_list_t *list)
+{
+    const vnxi_cuda_key_t *key = NULL;
+
+    for (size_t i = 0; key == NULL; i++) {
+        key = vnxi_region_slot(list->regions[i], rows->route);
+    }
+    uint64_t reach = vnxi_cuda_imports_reach(key, rows->gpu);
+    rows->reach = reach > rows->reach ? reach : rows->reach;
+}
+
 /* Ask for several regions that are not mapped before waiting for the first. */
 static vnx_status_t
 import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
@@ -197,6 +230,9 @@ import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
     if (status == VNX_OK) {
         sort_spans(&rows->spans);
     }
+    if (status == VNX_IN_PROG) {
+        note_reach(rows, list);
+    }
     return status;
 }
 
@@ -211,8 +247,8 @@ why_moved(const vnxi_cuda_rows_t *rows, const vnxi_list_t *list)
             vnxi_region_slot(list->regions[i], rows->route);
         if (key != NULL && !key->is_lent) {
             why = "its memory cannot be exported";
-        } else if (key != NULL && atomic_load(&key->is_unmappable)) {
-            why = key->why;
+        } else if (key != NULL) {
+            why = vnxi_cuda_why_unmappable(key, rows->gpu);
         }
     }
     return why == NULL && rows->gpu->library == NULL
@@ -331,30 +367,28 @@ prepare(vnxi_cuda_rows_t *rows, vnx_error_t *error)
 {
     const vnxi_list_t *local = rows->args->local, *remote = rows->args->remote;
     const vnxi_list_t *lists[] = {local, remote};
-    bool by_kernel = rows->gpu->method == VNXI_CUDA_KERNEL;
+    bool reaches = true;
     vnx_status_t status = VNX_OK;
 
     rows->is_far = is_far(remote);
     rows->is_staged = rows->is_moved = false;
     rows->host_delta = 0;
+    rows->foreigns.count = 0;
     if (rows->is_far && remote->mem == VNX_MEM_VRAM) {
         status = reach_list(rows, remote, error);
     }
     for (unsigned i = 0; status == VNX_OK && i < 2; i++) {
         bool is_far_list = i == 1 && rows->is_far;
         if (lists[i]->mem == VNX_MEM_VRAM) {
-            status = is_far_list
-                         ? VNX_OK
-                         : check_list(rows, lists[i], &by_kernel, error);
+            status = is_far_list ? VNX_OK
+                                 : check_list(rows, lists[i], &reaches, error);
         } else if (!rows->is_moved) {
             rows->is_staged = is_far_list || !is_list_pinned(rows, lists[i]);
         }
     }
-    rows->method = by_kernel ? VNXI_CUDA_KERNEL
-                   : rows->gpu->method == VNXI_CUDA_KERNEL
-                       ? VNXI_CUDA_LOOP /* other contexts: one by one */
-                       : rows->gpu->method;
-    if (!by_kernel) {
+    vnxi_cuda_foreigns_sort(&rows->foreigns);
+    rows->method = reaches ? rows->gpu->method : VNXI_CUDA_LOOP;
+    if (rows->method != VNXI_CUDA_KERNEL) {
         rows->host_delta = 0;
     }
     rows->is_prepared = status == VNX_OK;
@@ -380,6 +414,7 @@ vnxi_cuda_rows_fini(vnxi_cuda_rows_t *rows)
 {
     vnxi_cuda_check_end(&rows->check);
     free(rows->spans.spans);
+    free(rows->foreigns.items);
     free(rows->moving);
 }
 
@@ -586,7 +621,7 @@ copy_half(const vnxi_cuda_rows_t *rows, const vnxi_cuda_half_t *half,
                ? vnxi_cuda_gpu_copy(
                      rows->gpu, rows->moving, half->count, method,
                      is_to_half ? VNXI_CUDA_FROM_DEVICE : VNXI_CUDA_TO_DEVICE,
-                     error)
+                     &rows->foreigns, error)
                : VNX_OK;
 }
 
@@ -701,6 +736,7 @@ vnxi_cuda_rows_fill(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
 
     batch->count = 0;
     batch->bytes = 0;
+    batch->foreigns = &rows->foreigns;
     if (status == VNX_OK && !rows->is_prepared) {
         status = prepare(rows, error);
     }

@@ -28,6 +28,8 @@ typedef struct vnxi_cuda_mem {
     atomic_bool is_detached;         /* it does not use the worker any more */
     vnxi_cu_uuid_t uuid;             /* of the GPU */
     bool is_legacy;                  /* all of it is from cudaMalloc() */
+    bool is_managed;                 /* all of it: every GPU reaches it */
+    bool is_mapped;                  /* the driver said so of all of it */
     bool is_lent;                    /* other processes can map it */
 } vnxi_cuda_mem_t;
 
@@ -41,6 +43,7 @@ typedef struct vnxi_cuda_rows {
     bool is_prepared; /* false: find out where the memory is */
     bool is_staged;   /* CPU memory goes through batch->stage */
     bool is_moved;    /* by the owner */
+    uint64_t reach;   /* vnxi_cuda_imports_reach(); the most that it was */
     vnxi_cuda_method_t method;
     vnxi_cuda_check_t check; /* of the peer's GPU memory */
     /* What is moved. */
@@ -53,10 +56,11 @@ typedef struct vnxi_cuda_rows {
     /* private */
     vnxi_cuda_spans_t spans; /* of the peer's GPU memory; none: it is of this
                                 process, or CPU memory */
-    vnxi_cuda_row_t *moving; /* owned: room for the rows of a half */
-    const char *why_moved;   /* valid while `is_moved` */
-    size_t span;             /* the last one that was used */
-    bool is_far;             /* the peer is another process */
+    vnxi_cuda_foreigns_t foreigns; /* memory of this process's other GPUs */
+    vnxi_cuda_row_t *moving;       /* owned: room for the rows of a half */
+    const char *why_moved;         /* valid while `is_moved` */
+    size_t span;                   /* the last one that was used */
+    bool is_far;                   /* the peer is another process */
     bool in_chunk;
     uint64_t host_delta; /* of pinned CPU memory of the program */
     size_t chunk;
@@ -66,8 +70,9 @@ typedef struct vnxi_cuda_rows {
 
 /* Fill the batch; batch->count 0: nothing is left.  The first call of a post
  * checks that the memory is still there.  VNX_IN_PROG: the peer's memory is
- * not mapped yet; try again after gpu->wake or gpu->wake_for_windows.  Errors
- * are final for the post.
+ * not mapped yet; try again after gpu->wake or gpu->wake_for_windows.  If
+ * rows->reach has grown, the peer has answered meanwhile.  Errors are final
+ * for the post.
  *
  * If the rows are moved by their owner, fills and sends half a window instead,
  * and batch->count is 0. */
@@ -92,7 +97,7 @@ void vnxi_cuda_rows_stop(vnxi_cuda_rows_t *rows, bool is_late);
  * other memory than at registration: programs that put their GPU memory to
  * sleep map new memory at the same place.  Of many allocations only the first
  * and the last are checked. */
-vnx_status_t vnxi_cuda_check_memory(const vnxi_cuda_gpu_t *gpu,
+vnx_status_t vnxi_cuda_check_memory(const vnxi_cuda_mem_t *mem,
                                     const vnxi_region_t *region,
                                     vnx_error_t *error);
 

@@ -10,11 +10,14 @@
  * batch runs (import.h).  A transfer that needs memory that is not mapped yet
  * is parked until the owner has answered, and one that has used such memory
  * ends when the owner has said that the memory is still the region's.  Neither
- * waits longer than PEER_WAIT_NS.
+ * waits longer than PEER_WAIT_NS for an answer; memory may need many.
  *
  * If the owner moves the bytes (window.h), a transfer has halves of the window
  * on the way, up to all of them, and no batches.  The thread copies between a
  * half and our memory itself, and waits for that.
+ *
+ * Opening the gpu may fail for a lack of memory that passes, so it is tried
+ * again when there is work once more.
  *
  * When a context is lost, the driver drops what was in its streams and does
  * not report it.  So while a batch is in flight the thread looks after it from
@@ -80,6 +83,7 @@ struct vnxi_cuda_worker {
     bool had_job;               /* the last thing that it did */
     bool has_imports;           /* lock; vnxi_cuda_imports_serve() is due */
     bool has_windows;           /* lock; vnxi_cuda_windows_serve() is due */
+    bool is_open;               /* the gpu, if any; the thread only */
     bool is_ending, is_lost;    /* lock */
     uint64_t next_look; /* lock; when to look after the batches that run;
                            0: none ran */
@@ -529,6 +533,7 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     slot->xfer = xfer;
     xfer->running++;
     vnxi_mutex_unlock(&worker->lock);
+    uint64_t reach = xfer->rows.reach;
     vnx_status_t status =
         vnxi_cuda_rows_fill(&xfer->rows, slot->batch, &error);
     bool launches = status == VNX_OK && slot->batch->count > 0;
@@ -550,8 +555,9 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     } else {
         fail_lock_held(xfer, &error);
     }
-    if (status == VNX_OK && xfer->rows.is_moved) {
-        xfer->deadline = 0; /* it has had its turn */
+    if (xfer->rows.reach > reach ||
+        (status == VNX_OK && xfer->rows.is_moved)) {
+        xfer->deadline = 0; /* the peer has answered, or it has had its turn */
     }
     if (status == VNX_IN_PROG || xfer->rows.pending > 0 ||
         (xfer->is_filled && is_checking(xfer))) {
@@ -576,6 +582,7 @@ redo_lock_held(vnxi_cuda_xfer_t *xfer)
 
     xfer->is_filled = xfer->rows.has_begun = xfer->rows.is_prepared = false;
     xfer->deadline = 0;
+    xfer->rows.reach = 0;
     if (++xfer->attempts == ATTEMPTS_MAX) {
         vnxi_error_set(&error, VNX_ERR_MISMATCH, OPERATION,
                        "the peer has replaced its GPU memory during each of "
@@ -842,6 +849,29 @@ go_on_lock_held(vnxi_cuda_worker_t *worker)
     return true;
 }
 
+/* Open the gpu, or fail what waits for it. */
+static void
+open_lock_held(vnxi_cuda_worker_t *worker)
+{
+    vnx_error_t error;
+
+    vnxi_mutex_unlock(&worker->lock);
+    worker->is_open = vnxi_cuda_gpu_open(&worker->gpu, &error) == VNX_OK;
+    if (!worker->is_open) {
+        vnxi_cuda_gpu_close(&worker->gpu);
+        vnxi_log(VNX_LOG_WARNING, NULL, "GPU %d cannot be used now: %s",
+                 worker->gpu.ordinal, error.cause);
+    }
+    vnxi_mutex_lock(&worker->lock);
+    for (vnxi_cuda_xfer_t *xfer = worker->is_open ? NULL : worker->first;
+         xfer != NULL; xfer = xfer->next) {
+        fail_lock_held(xfer, &error);
+    }
+    while (!worker->is_open && worker->jobs != NULL) {
+        run_job_lock_held(worker, NULL);
+    }
+}
+
 /* Jobs for other processes alternate with the worker's own work. */
 static void
 serve_lock_held(vnxi_cuda_worker_t *worker)
@@ -855,6 +885,10 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
         bool imports =
             worker->has_imports && find_slot(worker, SLOT_RUNNING) == NULL;
         bool feeds = unused != NULL && *find_turn_lock_held(worker) != NULL;
+        if (!worker->is_open && (worker->jobs != NULL || feeds)) {
+            open_lock_held(worker);
+            continue;
+        }
         if (worker->jobs != NULL && !(worker->had_job && (imports || feeds))) {
             worker->had_job = true;
             run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu);
@@ -887,15 +921,13 @@ static void *
 run(void *arg)
 {
     vnxi_cuda_worker_t *worker = arg;
-    vnx_error_t error;
 
     is_worker = true;
     bool has_gpu = worker->gpu.library != NULL;
-    vnx_status_t status =
-        has_gpu ? vnxi_cuda_gpu_open(&worker->gpu, &error) : VNX_OK;
     vnxi_mutex_lock(&worker->lock);
-    if (status != VNX_OK) {
-        lose_lock_held(worker, &error);
+    worker->is_open = !has_gpu;
+    if (has_gpu) {
+        open_lock_held(worker);
     }
     serve_lock_held(worker);
     bool is_lost = worker->is_lost;
@@ -903,7 +935,7 @@ run(void *arg)
     vnxi_cuda_imports_end(&worker->gpu);
     vnxi_cuda_windows_end(&worker->gpu);
     vnxi_cuda_shared_end(&worker->gpu);
-    if (has_gpu) {
+    if (has_gpu && worker->is_open) {
         vnxi_cuda_gpu_close(&worker->gpu);
     }
     drop_context(&worker->gpu);
@@ -983,6 +1015,7 @@ vnxi_cuda_xfer_post(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
     xfer->is_parked = xfer->is_late = false;
     xfer->rows.has_begun = xfer->rows.is_prepared = false;
     xfer->rows.has_returned = xfer->rows.has_failed = false;
+    xfer->rows.reach = 0;
     xfer->deadline = 0;
     xfer->attempts = 0;
     xfer->next = NULL;

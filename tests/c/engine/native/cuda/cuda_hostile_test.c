@@ -37,6 +37,10 @@ typedef enum lie {
     HUGE,
     REFUSE_NOT_FOUND,
     REFUSE_STRANGELY,
+    REFUSE_ONCE,
+    REFUSE_TWICE,
+    SLOW,       /* one allocation an answer, after some seconds */
+    FIRST_ONLY, /* the first of its allocations, then nothing */
     ALWAYS_RECALLS,
     NEVER_LAST,
     CHECK_SILENT,
@@ -51,6 +55,7 @@ typedef struct liar {
     unsigned char handle[VNXI_LEND_HANDLE_SIZE];
     atomic_uint lies[REGIONS];
     atomic_uint checks[REGIONS];
+    atomic_uint refusals[REGIONS];
     atomic_uint asks;
     unsigned char region_of[4096]; /* by loan, modulo its size */
 } liar_t;
@@ -295,6 +300,52 @@ go_on_for_ever(liar_t *liar, uint64_t asker, const vnxi_lend_t *ask,
     say_lent(liar, asker, ask->loan, &lent);
 }
 
+/* Say the truth about one allocation. */
+static void
+lend_one(liar_t *liar, uint64_t asker, const vnxi_lend_t *ask, unsigned region)
+{
+    lent_t lent = truth(liar, region);
+    size_t index = (ask->from - lent.pieces[0].start) / CHUNK;
+
+    for (size_t i = 0; i < lent.count; i++) {
+        if (i != index) {
+            vnxi_fork_fd_close(lent.fds[i]);
+        }
+    }
+    lent.is_last = index + 1 == lent.count;
+    lent.pieces[0] = lent.pieces[index];
+    lent.fds[0] = lent.fds[index];
+    lent.count = lent.fd_count = 1;
+    say_lent(liar, asker, ask->loan, &lent);
+}
+
+/* True: there is nothing more to say. */
+static bool
+answer_in_parts(liar_t *liar, uint64_t asker, const vnxi_lend_t *ask,
+                unsigned region, lie_t lie)
+{
+    struct timespec some = {3, 0}; /* twice is more than an answer may take */
+    unsigned refusals = lie == REFUSE_ONCE ? 1 : lie == REFUSE_TWICE ? 2 : 0;
+
+    if (lie == SLOW) {
+        nanosleep(&some, NULL);
+        lend_one(liar, asker, ask, region);
+        return true;
+    }
+    if (lie == FIRST_ONLY) {
+        if (ask->from == ask->addr) {
+            lend_one(liar, asker, ask, region);
+        }
+        return true;
+    }
+    if (atomic_load(&liar->refusals[region]) < refusals) {
+        atomic_fetch_add(&liar->refusals[region], 1);
+        refuse(liar, asker, ask->loan, VNX_ERR_BACKEND, "not now");
+        return true;
+    }
+    return false;
+}
+
 static void
 on_ask(liar_t *liar, uint64_t asker, const vnxi_lend_t *ask)
 {
@@ -312,6 +363,9 @@ on_ask(liar_t *liar, uint64_t asker, const vnxi_lend_t *ask)
     lie_t lie = atomic_load(&liar->lies[region]);
     lent_t lent;
 
+    if (answer_in_parts(liar, asker, ask, region, lie)) {
+        return;
+    }
     switch (lie) {
     case SILENT:
         return;
@@ -432,6 +486,7 @@ liar_main(int fd)
                          open_fds()};
         atomic_store(&liar.lies[region], command.lie);
         atomic_store(&liar.checks[region], 0);
+        atomic_store(&liar.refusals[region], 0);
         transact(fd, &facts, sizeof facts, true);
     }
     node_fini(&liar.node);
@@ -542,6 +597,8 @@ static const expectation_t expectations[] = {
     EXPECT(HUGE, VNX_ERR_BACKEND, "cuMem", true),
     EXPECT(REFUSE_NOT_FOUND, VNX_ERR_NOT_FOUND, "bytes: I had one", false),
     EXPECT(REFUSE_STRANGELY, VNX_ERR_BACKEND, "bytes: %s??[31m?", false),
+    EXPECT(REFUSE_ONCE, VNX_OK, "", false),
+    EXPECT(REFUSE_TWICE, VNX_ERR_BACKEND, "bytes: not now", false),
     EXPECT(CHECK_NOISE, VNX_OK, "", false),
     EXPECT(STALE_ONCE, VNX_OK, "", false),
 };
@@ -654,6 +711,7 @@ owner_that_never_comes_to_an_end_is_given_up(void **state)
         {3, NEVER_LAST, VNX_ERR_MISMATCH, "goes on after the end"},
         {EACH, ALWAYS_RECALLS, VNX_ERR_BACKEND, "not answered a question"},
         {EACH + 1, NEVER_LAST, VNX_ERR_MISMATCH, "goes on after the end"},
+        {EACH + 2, FIRST_ONLY, VNX_ERR_BACKEND, "not answered a question"},
     };
     enum { COUNT = sizeof cases / sizeof *cases };
     block_t blocks[COUNT], ours = new_ours(LEGACY, SIZE);
@@ -687,6 +745,27 @@ owner_that_never_comes_to_an_end_is_given_up(void **state)
     for (unsigned i = 0; i < COUNT; i++) {
         check_honest(&ours, cases[i].region);
     }
+    forget_liar();
+    end_ours(&ours);
+}
+
+/* The limit is for an answer, and memory may need many. */
+static void
+owner_may_take_its_time_for_each_answer(void **state)
+{
+    block_t ours = new_ours(LEGACY, SIZE);
+    vnx_error_t error;
+    (void)state;
+
+    load_liar();
+    tell(EACH, SLOW);
+    vnx_xfer_t *xfer = make_read(&ours, EACH);
+    if (run(xfer, &error) != VNX_OK) {
+        fail_msg("%s", error.cause);
+    }
+    check_bytes(&ours, EACH);
+    vnx_xfer_abandon(xfer);
+    tell(EACH, HONEST);
     forget_liar();
     end_ours(&ours);
 }
@@ -1123,6 +1202,7 @@ main(int count, char **args)
         HOSTILE_TEST(lies_about_memory_are_found_out),
         HOSTILE_TEST(lie_about_one_region_does_not_disturb_others),
         HOSTILE_TEST(owner_that_never_comes_to_an_end_is_given_up),
+        HOSTILE_TEST(owner_may_take_its_time_for_each_answer),
         HOSTILE_TEST(owner_is_asked_few_questions_at_a_time),
         HOSTILE_TEST(agent_closes_while_an_owner_is_silent),
         HOSTILE_TEST(questions_about_other_memory_are_refused),

@@ -685,6 +685,33 @@ memory_that_was_replaced_is_noticed(void **state)
     sleep_and_wake(MAPPED, false);
 }
 
+/* The addresses stay reserved meanwhile. */
+static void
+memory_that_sleeps_is_not_moved(void **state)
+{
+    static const kind_t kinds[] = {MAPPED_FD, MAPPED};
+    block_t ours = new_ours(LEGACY, 2 * CHUNK);
+    vnx_error_t error;
+    (void)state;
+
+    for (unsigned i = 0; i < 2; i++) {
+        block_t theirs = make_theirs(0, kinds[i], 2 * CHUNK);
+        load_other();
+        vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+        tell(SLEEP, 0);
+        assert_int_equal(run(xfer, &error), VNX_ERR_NOT_FOUND);
+        assert_non_null(
+            strstr(error.cause, "was freed while it was registered"));
+        tell(WAKE, 0);
+        fill_theirs(0, 3);
+        run_xfer(a, xfer);
+        vnx_xfer_abandon(xfer);
+        assert_same(&ours, 0, &theirs);
+        end_theirs(0);
+    }
+    end_ours(&ours);
+}
+
 static void
 peer_that_dies_ends_transfers(void **state)
 {
@@ -1199,6 +1226,83 @@ gpus_need_not_access_each_other(void **state)
     end_ours(&ours);
 }
 
+/* Only one of our GPUs is that of the owner's memory. */
+static void
+memory_that_one_gpu_cannot_map_is_mapped_by_another(void **state)
+{
+    static const kind_t kinds[] = {LEGACY, MAPPED_FD};
+    (void)state;
+
+    atomic_store(&fake->devices, 2);
+    atomic_store(&fake->no_peers, 1);
+    for (unsigned i = 0; i < 2; i++) {
+        block_t near = new_ours(LEGACY, CHUNK),
+                far = make_on(1, LEGACY, CHUNK);
+        block_t theirs = make_theirs(0, kinds[i], CHUNK);
+        vnx_reg_desc_t desc = {.desc = {far.addr, far.size, 0}};
+        assert_ok(vnx_agent_register(a, far.mem, &desc, 1, NULL, e));
+        load_other();
+        move(VNX_OP_READ, &far, 0, &theirs, 1);
+        assert_described("\"cuda_windows\": 1");
+        move(VNX_OP_READ, &near, 0, &theirs, 2);
+        assert_described("\"cuda_regions_mapped\": 1");
+        move(VNX_OP_WRITE, &far, 0, &theirs, 3);
+        end_theirs(0);
+        assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
+        end_ours(&far);
+        end_ours(&near);
+        CU_OK(cu.cuDevicePrimaryCtxRelease_v2(1));
+    }
+    atomic_store(&fake->no_peers, 0);
+    atomic_store(&fake->devices, 1);
+}
+
+/* The owner moves its memory, to and from two of our GPUs in one transfer. */
+static void
+moved_memory_may_be_for_two_gpus(void **state)
+{
+    static const kind_t kinds[] = {LEGACY, MAPPED, POOL};
+    (void)state;
+
+    atomic_store(&fake->devices, 2);
+    for (unsigned i = 0; i < 3; i++) {
+        block_t ours[] = {new_ours(kinds[i], CHUNK),
+                          make_on(1, kinds[i], CHUNK)};
+        block_t theirs = make_theirs(0, MAPPED, 2 * CHUNK);
+        vnx_reg_desc_t desc = {.desc = {ours[1].addr, ours[1].size, 0}};
+        vnx_desc_t left[2], right[2];
+        assert_ok(vnx_agent_register(a, ours[1].mem, &desc, 1, NULL, e));
+        load_other();
+        for (unsigned k = 0; k < 2; k++) {
+            left[k] = (vnx_desc_t){ours[k].addr, CHUNK, 0};
+            right[k] = (vnx_desc_t){theirs.addr + k * CHUNK, CHUNK, 0};
+        }
+        for (unsigned op = 0; op < 2; op++) {
+            vnx_xfer_t *xfer = NULL;
+            fill_theirs(0, 9);
+            put_all(&ours[0], 10 + op);
+            put_all(&ours[1], 20 + op);
+            assert_ok(try_make(op == 0 ? VNX_OP_READ : VNX_OP_WRITE,
+                               VNX_MEM_VRAM, left, VNX_MEM_VRAM, right, 2,
+                               &xfer, e));
+            run_xfer(a, xfer);
+            vnx_xfer_abandon(xfer);
+            unsigned char *found = read_theirs(0);
+            for (unsigned k = 0; k < 2; k++) {
+                unsigned char *mine = get_all(&ours[k]);
+                assert_memory_equal(mine, found + k * CHUNK, CHUNK);
+                free(mine);
+            }
+            free(found);
+        }
+        end_theirs(0);
+        end_ours(&ours[0]);
+        end_ours(&ours[1]);
+        CU_OK(cu.cuDevicePrimaryCtxRelease_v2(1));
+    }
+    atomic_store(&fake->devices, 1);
+}
+
 /* -- Tests: a program without CUDA ------------------------------------------
  */
 
@@ -1460,6 +1564,7 @@ main(int count, char **args)
         PEER_TEST(memory_that_cannot_be_mapped_is_moved_by_its_owner),
         PEER_TEST(sleeping_and_waking_leads_to_the_new_memory),
         PEER_TEST(memory_that_was_replaced_is_noticed),
+        PEER_TEST(memory_that_sleeps_is_not_moved),
         PEER_TEST(peer_that_dies_ends_transfers),
         PEER_TEST(owner_that_closes_takes_its_memory_back),
         PEER_TEST(removed_peer_gets_its_memory_back),
@@ -1471,6 +1576,8 @@ main(int count, char **args)
         PEER_TEST(transfers_never_read_what_was_deregistered_before),
         PEER_TEST(gpus_that_this_process_does_not_see_are_tried),
         PEER_TEST(gpus_need_not_access_each_other),
+        PEER_TEST(memory_that_one_gpu_cannot_map_is_mapped_by_another),
+        PEER_TEST(moved_memory_may_be_for_two_gpus),
         PEER_TEST(program_without_cuda_reaches_gpu_memory),
         PEER_TEST(two_agents_map_the_same_memory),
         PEER_TEST(owner_whose_driver_refuses_moves_its_memory),

@@ -531,6 +531,61 @@ memory_that_was_freed_is_not_copied(void **state)
     end_block(a, &local);
 }
 
+/* The addresses stay reserved, as in a program's sleep mode. */
+static void
+memory_that_sleeps_is_not_copied(void **state)
+{
+    block_t local = new_block(a, LEGACY, 2 * CHUNK);
+    block_t remote = new_block(b, MAPPED, 2 * CHUNK);
+    vnx_error_t error;
+    (void)state;
+
+    load_peer(a, b);
+    vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, &local, "B", &remote);
+    run_xfer(a, xfer);
+    CU_OK(cu.cuMemUnmap(remote.addr, remote.size));
+    assert_ok(vnx_xfer_post(xfer, NULL, 0, e));
+    assert_int_equal(end_of(xfer, &error), VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, "was freed while it was registered"));
+    fill_pieces(remote.addr, remote.size, 0);
+    run_xfer(a, xfer);
+    vnx_xfer_abandon(xfer);
+    assert_same(&local, &remote);
+    end_block(a, &local);
+    end_block(b, &remote);
+}
+
+/* -- Opening ---------------------------------------------------------------
+ */
+
+/* What was missing may be there for the next transfer. */
+static void
+gpu_that_cannot_be_opened_is_tried_again(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+
+    calls->refuse("cuStreamCreateWithPriority", VNXI_CUDA_ERROR_OUT_OF_MEMORY);
+    block_t local = new_block(a, LEGACY, MIB),
+            remote = new_block(b, LEGACY, MIB);
+    load_peer(a, b);
+    vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, &local, "B", &remote);
+    for (unsigned i = 0; i < 3; i++) {
+        vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, &error);
+        status = status == VNX_IN_PROG ? end_of(xfer, &error) : status;
+        assert_int_equal(status, VNX_ERR_BACKEND);
+        assert_non_null(strstr(error.cause, "GPU 0: cuStreamCreateWith"));
+    }
+    calls->refuse("cuStreamCreateWithPriority", 0);
+    put_all(&remote, 5);
+    run_xfer(a, xfer);
+    vnx_xfer_abandon(xfer);
+    assert_same(&local, &remote);
+    assert_described("\"copies_by\": \"kernel\"");
+    end_block(a, &local);
+    end_block(b, &remote);
+}
+
 /* -- Ending ----------------------------------------------------------------
  */
 
@@ -725,36 +780,141 @@ await_gpus(unsigned count)
     }
 }
 
-static void
-two_gpus(bool are_peers)
-{
-    vnxi_cu_context_t far;
+static vnxi_cu_context_t far; /* of GPU 1 */
 
-    atomic_store(&fake->no_peers, !are_peers);
-    CU_OK(cu.cuDevicePrimaryCtxRetain(&far, 1));
-    block_t local = new_block(a, LEGACY, MIB);
-    CU_OK(cu.cuCtxPushCurrent_v2(far));
-    block_t remote = new_block(b, LEGACY, MIB);
+/* On GPU 1, or on GPU 0. */
+static block_t
+new_block_on(bool is_far, vnx_agent_t *agent, kind_t kind, size_t size)
+{
+    CU_OK(cu.cuCtxPushCurrent_v2(is_far ? far : context));
+    block_t block = new_block(agent, kind, size);
     CU_OK(cu.cuCtxPopCurrent_v2(NULL));
+    return block;
+}
+
+static void
+two_gpus(kind_t near_kind, kind_t far_kind, bool are_peers)
+{
+    block_t local = new_block_on(false, a, near_kind, 2 * CHUNK);
+    block_t remote = new_block_on(true, b, far_kind, 2 * CHUNK);
+
     load_peer(a, b);
     await_gpus(2);
     int before = fake->launches;
     move_both_ways(&local, "B", &remote);
-    assert_int_equal(fake->launches - before, are_peers ? 2 : 0);
-    deregister_block(a, &local);
-    deregister_block(b, &remote);
-    CU_OK(cu.cuMemFree_v2(local.addr));
-    CU_OK(cu.cuMemFree_v2(remote.addr));
-    CU_OK(cu.cuDevicePrimaryCtxRelease_v2(1));
-    atomic_store(&fake->no_peers, 0);
+    /* A kernel reaches memory from cudaMalloc() alone. */
+    assert_int_equal(fake->launches - before,
+                     are_peers && far_kind == LEGACY ? 2 : 0);
+    end_block(a, &local);
+    end_block(b, &remote);
 }
 
 static void
 memory_of_two_gpus_moves(void **state)
 {
+    static const kind_t kinds[] = {LEGACY, MAPPED, POOL, MANAGED};
+    enum { COUNT = sizeof kinds / sizeof *kinds };
     (void)state;
-    two_gpus(true);
-    two_gpus(false);
+
+    CU_OK(cu.cuDevicePrimaryCtxRetain(&far, 1));
+    for (unsigned i = 0; i < 2 * COUNT * COUNT; i++) {
+        bool are_peers = i % 2 == 0;
+        atomic_store(&fake->no_peers, !are_peers);
+        two_gpus(kinds[i / 2 % COUNT], kinds[i / 2 / COUNT], are_peers);
+    }
+    atomic_store(&fake->no_peers, 0);
+    CU_OK(cu.cuDevicePrimaryCtxRelease_v2(1));
+}
+
+/* Rows of two blocks in turn, each of its own part of the block. */
+static void
+alternate(const block_t *first, const block_t *second, vnx_desc_t *rows,
+          size_t count, size_t len)
+{
+    for (size_t i = 0; i < count; i++) {
+        const block_t *block = i % 2 == 0 ? first : second;
+        rows[i] = (vnx_desc_t){block->addr + i * len, len, 0};
+    }
+}
+
+/* Each block of a list is on a GPU of its own. */
+static void
+move_lists(const block_t *left, const block_t *right)
+{
+    enum { ROWS = 64, LEN = 3 * KIB };
+    vnx_desc_t local[ROWS], remote[ROWS];
+
+    alternate(&left[0], &left[1], local, ROWS, LEN);
+    alternate(&right[0], &right[1], remote, ROWS, LEN);
+    for (unsigned op = 0; op < 2; op++) {
+        const vnx_desc_t *from = op == 0 ? remote : local;
+        const vnx_desc_t *to = op == 0 ? local : remote;
+        const block_t *sources = op == 0 ? right : left;
+        const block_t *targets = op == 0 ? left : right;
+        for (unsigned i = 0; i < 2; i++) {
+            put_all(&left[i], 10 * op + i);
+            put_all(&right[i], 10 * op + 5 + i);
+        }
+        vnx_xfer_t *xfer =
+            make_rows_xfer(op == 0 ? VNX_OP_READ : VNX_OP_WRITE, left[0].mem,
+                           local, "B", right[0].mem, remote, ROWS);
+        run_xfer(a, xfer);
+        vnx_xfer_abandon(xfer);
+        for (size_t i = 0; i < ROWS; i++) {
+            unsigned char sent[LEN], got[LEN];
+            get(&sources[i % 2], from[i].addr - sources[i % 2].addr, sent,
+                LEN);
+            get(&targets[i % 2], to[i].addr - targets[i % 2].addr, got, LEN);
+            assert_memory_equal(got, sent, LEN);
+        }
+    }
+}
+
+static void
+move_lists_of(kind_t near_kind, kind_t far_kind)
+{
+    block_t left[2], right[2], cpu[2], pinned[2];
+
+    for (unsigned i = 0; i < 2; i++) {
+        kind_t kind = i == 0 ? near_kind : far_kind;
+        left[i] = new_block_on(i == 1, a, kind, 2 * CHUNK);
+        right[i] = new_block_on(i == 0, b, kind, 2 * CHUNK);
+        cpu[i] = new_block(b, CPU, 2 * CHUNK);
+        pinned[i] = new_block(b, PINNED, 2 * CHUNK);
+    }
+    load_peer(a, b);
+    move_lists(left, right);
+    move_lists(left, cpu);
+    move_lists(left, pinned);
+    for (unsigned i = 0; i < 2; i++) {
+        end_block(a, &left[i]);
+        end_block(b, &right[i]);
+        end_block(b, &cpu[i]);
+        end_block(b, &pinned[i]);
+    }
+}
+
+/* By each method, and whether the GPUs are peers or not. */
+static void
+lists_with_memory_of_two_gpus_move(void **state)
+{
+    (void)state;
+    CU_OK(cu.cuDevicePrimaryCtxRetain(&far, 1));
+    for (unsigned i = 0; i < 6; i++) {
+        atomic_store(&fake->no_peers, i % 2);
+        calls->refuse("cuModuleLoadDataEx",
+                      i < 2 ? 0 : VNXI_CUDA_ERROR_JIT_COMPILER_NOT_FOUND);
+        calls->refuse("cuMemcpyBatchAsync",
+                      i < 4 ? 0 : VNXI_CUDA_ERROR_NOT_SUPPORTED);
+        move_lists_of(LEGACY, LEGACY);
+        move_lists_of(LEGACY, MAPPED);
+        move_lists_of(MAPPED, POOL);
+        move_lists_of(POOL, MANAGED);
+    }
+    calls->refuse("cuModuleLoadDataEx", 0);
+    calls->refuse("cuMemcpyBatchAsync", 0);
+    atomic_store(&fake->no_peers, 0);
+    CU_OK(cu.cuDevicePrimaryCtxRelease_v2(1));
 }
 
 /* -- Threads ---------------------------------------------------------------
@@ -883,12 +1043,15 @@ main(void)
         TEST(registering_does_not_break_a_capture),
         TEST(thread_without_a_context_can_register),
         TEST(memory_that_was_freed_is_not_copied),
+        TEST(memory_that_sleeps_is_not_copied),
+        TEST(gpu_that_cannot_be_opened_is_tried_again),
         TEST(transfer_can_be_cancelled),
         TEST(deregistering_waits_for_the_gpu),
         TEST(agent_closes_while_the_gpu_copies),
         TEST(lost_context_ends_in_errors),
         TEST(device_error_in_the_middle_is_found),
         TEST(memory_of_two_gpus_moves),
+        TEST(lists_with_memory_of_two_gpus_move),
         TEST(threads_share_a_gpu),
         TEST(nothing_runs_while_nothing_is_in_flight),
     };

@@ -442,8 +442,15 @@ attributes_tell_the_kinds_of_memory_apart(void **state)
     assert_int_equal(
         attribute(VNXI_CU_POINTER_ATTRIBUTE_MAPPED, mapped + CHUNK), 0);
     assert_int_equal(
+        attribute(VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE, mapped + CHUNK),
+        VNXI_CU_MEMORYTYPE_DEVICE);
+    assert_int_equal(
         attribute(VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (uintptr_t)&state),
         0);
+
+    CU_OK(cu.cuMemGetAddressRange_v2(NULL, NULL, pool));
+    assert_int_equal(cu.cuMemGetAddressRange_v2(NULL, NULL, managed),
+                     VNXI_CUDA_ERROR_NOT_FOUND);
 
     CU_OK(cu.cuMemHostUnregister(host));
     CU_OK(cu.cuMemFree_v2(managed));
@@ -1436,6 +1443,24 @@ devices_reach_each_other_if_they_are_peers(void **state)
     assert_int_equal(can, 0);
     assert_int_equal(cu.cuCtxEnablePeerAccess(far, 0),
                      VNXI_CUDA_ERROR_PEER_ACCESS_UNSUPPORTED);
+    CU_OK(cu.cuCtxPushCurrent_v2(far));
+    CU_OK(client.cuMemAllocAsync(&there, 100, NULL));
+    CU_OK(cu.cuCtxPopCurrent_v2(NULL));
+    here = alloc(100);
+    stream = make_stream();
+    calls->poke(there, "other", 6);
+    assert_int_equal(
+        cu.cuMemcpyPeerAsync(here, context, there, NULL, 6, stream),
+        VNXI_CUDA_ERROR_INVALID_CONTEXT);
+    CU_OK(cu.cuMemcpyPeerAsync(here, context, there, far, 6, stream));
+    CU_OK(cu.cuMemcpyPeerAsync(there + 6, far, here, context, 6, stream));
+    end_stream(stream);
+    calls->peek(here, got, 6);
+    assert_string_equal(got, "other");
+    calls->peek(there + 6, got, 6);
+    assert_string_equal(got, "other");
+    CU_OK(cu.cuMemFree_v2(here));
+    CU_OK(cu.cuMemFree_v2(there));
     atomic_store(&fake->no_peers, 0);
     CU_OK(cu.cuDevicePrimaryCtxRelease_v2(1));
     atomic_store(&fake->devices, 1);
