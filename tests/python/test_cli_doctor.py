@@ -168,7 +168,7 @@ def test_valid_variables(tmp_path):
         ("VLLM_NIXL_LIBRARY", "/missing/x.so", "names no file"),
         ("VLLM_NIXL_LOG_LEVEL", "loud", "INFO"),
         ("VLLM_NIXL_MONITOR", "yes", "a folder"),
-        ("VLLM_NIXL_METADATA_SECRET", "", "8 bytes, not 0"),
+        ("VLLM_NIXL_METADATA_SECRET", "", "8 to 65535 bytes, not 0"),
         ("VLLM_NIXL_METADATA_SECRET", "short", "8 to 65535 bytes, not 5"),
         ("VLLM_NIXL_SIDE_CHANNEL_PORT", "65536", "a port"),
         ("VLLM_NIXL_SIDE_CHANNEL_PORT", "-1", "a port"),
