@@ -17,8 +17,10 @@
  *
  * Waiting: only stop(), probe and the first backend_create (which may open
  * libraries) may wait for longer than it takes to copy a chunk; peer_load for
- * a process of this host, for some seconds; and peer_close for transfers that
- * cannot be stopped, for 2 s.  No other operation waits for a peer's answer.
+ * a process of this host, for some seconds; peer_close for transfers that
+ * cannot be stopped and for queued notifications, and mem_deregister for peers
+ * that use the memory, each for 2 s.  No other operation waits for a peer's
+ * answer.
  * With `may_wait`, every operation may also wait for a lock of the engine's
  * library.
  *

@@ -241,6 +241,23 @@ def test_deregistered_memory_is_not_touched(
     run_program(source, module=module)
 
 
+@pytest.mark.parametrize("kind", ["private", "shared-buffer"])
+def test_nothing_is_written_after_deregister_memory_returns(
+    engine, pair, kind, api
+):
+    if "ucx" in engine.name:
+        pytest.skip("peers are not told over UCX, as in stock NIXL")
+    here, there = pair
+    for _ in range(10):
+        long = Long(here, there, "WRITE", kind)
+        here.agent.transfer(long.handle)
+        assert there.withdraw(long.remote.key)
+        with pytest.raises(api.nixlNotFoundError):
+            here.agent.wait([long.handle], timeout=30)
+        long.handle.release()
+        here.deregister(long.local.key)
+
+
 CLOSED = """
 import faulthandler
 faulthandler.enable()

@@ -142,6 +142,14 @@ class Endpoint:
         block = self.buffers[key]
         block.view[:] = bytes([byte]) * block.size
 
+    def withdraw(self, key):
+        """Deregister memory; return whether nothing is written to it after
+        that."""
+        self.deregister(key)
+        self.poison(key, 0)
+        time.sleep(0.02)
+        return self.read(key).count(0) == self.buffers[key].size
+
     def read(self, key, offset=0, size=None):
         block = self.buffers[key]
         end = block.size if size is None else offset + size
