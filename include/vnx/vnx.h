@@ -7,9 +7,12 @@
  * overview.
  *
  * Threads    Every call is safe from any thread at any time.
- * Waiting    Only vnx_agent_wait() waits, and it takes a deadline.
- *            vnx_xfer_cancel() and vnx_xfer_release() of a posted transfer
- *            return when the current chunk is copied (well under 1 ms).
+ * Waiting    vnx_agent_wait() takes a deadline.  Loading metadata may wait
+ *            some seconds for a process of this host; deregistering memory,
+ *            removing a peer and closing an agent wait for peers that are
+ *            copying or do not read their messages, 2 s.  vnx_xfer_cancel()
+ *            and vnx_xfer_release() of a posted transfer return when the
+ *            current chunk is copied (well under 1 ms).
  * Ownership  "borrows": used during the call only.  "copies": the caller may
  *            free at once.  "returns owned": the caller frees with the named
  *            function.  Objects may be released in any order.
@@ -242,7 +245,9 @@ vnx_status_t vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                                 const char *const *backends,
                                 vnx_error_t *error);
 
-/* Deregister ranges, exactly as they were registered; all or none. */
+/* Deregister ranges, exactly as they were registered; all or none.  When it
+ * returns, nothing on this host touches the memory, unless a peer was stopped
+ * (then a warning is logged). */
 vnx_status_t vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                                   const vnx_reg_desc_t *descs, size_t count,
                                   const char *const *backends,
