@@ -388,12 +388,17 @@ def action():
 }
 
 
+NEEDS_A_TRANSPORT = ("a new agent works", "the child reaches its parent")
+
+
 @pytest.mark.nixl_differs("UCX does not work in a forked child")
 @pytest.mark.beyond_stock
 @pytest.mark.parametrize("in_flight", [False, True])
 @pytest.mark.parametrize("child", CHILDREN)
-def test_a_forked_child_does_no_harm(module, child, in_flight):
+def test_a_forked_child_does_no_harm(engine, module, child, in_flight):
     """Calls in the child raise errors; the parent continues."""
+    if "ucx" in engine.name and child in NEEDS_A_TRANSPORT:
+        pytest.skip("UCX does not work in a child of a process that uses it")
     post = "agent.transfer(handle)\n" if in_flight else ""
     after = f"""
 in_child(action)
@@ -407,6 +412,31 @@ long.short()
 assert there.gather_notifs(1) == [("child", b"from the child")]
 """
     run_program(SETTING + post + FORK + CHILDREN[child] + after, module=module)
+
+
+@pytest.mark.nixl_differs("UCX does not work in a forked child")
+@pytest.mark.beyond_stock
+def test_forked_child_says_that_ucx_does_not_work_there(engine, module):
+    """Its peers would wait for it for ever."""
+    if "ucx" not in engine.name:
+        pytest.skip("not over UCX")
+    run_program(
+        SETTING
+        + FORK
+        + """
+blob = there.metadata()
+def action():
+    mine = Endpoint(MODULE, "child")
+    try:
+        mine.add(blob)
+    except Exception as error:
+        assert "UCX was used before this process was forked" in str(error)
+    else:
+        raise AssertionError("the peer was loaded")
+in_child(action)
+""",
+        module=module,
+    )
 
 
 @pytest.mark.nixl_differs("transfers in flight cannot be stopped")

@@ -701,6 +701,12 @@ def test_the_collector_shows_agents_and_peers(scraped):
         b.get_new_notifs()
         port = a.start_side_channel_listener(0, b"metadata", "127.0.0.1")
         assert b.request_remote_metadata("127.0.0.1", port) == b"metadata"
+        # The listener counts a reply after the client may have read it.
+        served = (
+            "vllm_nixl_side_channel_served_total",
+            (("agent", "collected"),),
+        )
+        until(lambda: scraped([a])[served] == 1, "the count of replies")
         found = scraped([a, b])
         alone = scraped([a], peers=False)
     assert scraped([a, b]) == {}, "closed agents are left out"

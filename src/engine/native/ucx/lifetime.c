@@ -16,6 +16,11 @@
  *
  * The threads of a vnxi_ucx_t that is parked cannot be joined, and UCX keeps
  * its resources.
+ *
+ * UCX has one thread per process for connections that come in.  A forked child
+ * does not get it, and cannot make UCX start it again: peers that connect to
+ * the child would wait for ever, and the parent's thread would spin.  So a
+ * child of a process that has used UCX does not use it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +57,7 @@ static vnxi_ucx_t *all;      /* protected by lock, constant once is_at_end */
 static bool is_at_end;       /* lock */
 static unsigned first_epoch; /* of descriptors; lock */
 static bool is_used;         /* lock */
+static bool is_forked;       /* lock; it was used before a fork */
 
 static bool
 has_messages_lock_held(uint64_t now)
@@ -144,24 +150,33 @@ forget_in_child(void)
 {
     vnxi_mutex_init(&lock, VNXI_RANK_UCX_EXIT_PARK);
     all = NULL;
+    is_forked = is_forked || is_used;
     is_used = is_at_end = false;
 }
 
-/* False: the descriptors of UCX's own thread, one per process, were closed,
- * and UCX cannot be used again in this process. */
-static bool
-is_usable(void)
+static vnx_status_t
+check_usable(vnx_error_t *error)
 {
     unsigned epoch = vnxi_fds_epoch();
 
     vnxi_mutex_lock(&lock);
-    if (!is_used) {
+    bool is_child = is_forked;
+    if (!is_child && !is_used) {
         is_used = true;
         first_epoch = epoch;
     }
-    bool usable = first_epoch == epoch;
+    bool has_fds = is_child || first_epoch == epoch;
     vnxi_mutex_unlock(&lock);
-    return usable;
+    if (is_child) {
+        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
+                              "UCX was used before this process was forked, "
+                              "and does not work in the child");
+    }
+    return has_fds ? VNX_OK
+                   : vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                                    "UCX cannot be used again in this "
+                                    "process: all descriptors of the process "
+                                    "were closed, including UCX's own");
 }
 
 /* False: the process is ending. */
@@ -291,14 +306,11 @@ vnxi_ucx_create(const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
                               "no libucp: %s", why);
     }
-    if (!is_usable()) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "UCX cannot be used again in this process: all "
-                              "descriptors of the process were closed, "
-                              "including UCX's own");
-    }
     vnxi_ucx_t *ucx;
-    vnx_status_t status = vnxi_ucx_open(library, config, &ucx, error);
+    vnx_status_t status = check_usable(error);
+    if (status == VNX_OK) {
+        status = vnxi_ucx_open(library, config, &ucx, error);
+    }
     if (status != VNX_OK) {
         return status;
     }

@@ -399,6 +399,9 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        /* First: a child of a process that has used UCX may not use it. */
+        with_fake(test_ucx_worker_stops_at_exit),
+        with_fake(test_ucx_worker_may_refuse_its_first_command),
         with_fake(test_ucx_worker_settings_match_nixl),
         with_fake(test_ucx_worker_environment_overrides_settings),
         with_fake(test_ucx_worker_devices),
@@ -412,8 +415,6 @@ main(void)
         with_fake(test_ucx_worker_limits_polling_in_a_storm_of_wakeups),
         with_fake(test_ucx_worker_sleeps_after_a_storm),
         with_fake(test_ucx_worker_runs_commands_in_a_storm),
-        with_fake(test_ucx_worker_stops_at_exit),
-        with_fake(test_ucx_worker_may_refuse_its_first_command),
     };
     atexit(look_at_the_end); /* before the backend's own */
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
