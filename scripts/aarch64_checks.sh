@@ -16,8 +16,8 @@ AARCH64_SUITE=bookworm
 AARCH64_PYTHON=3.11 # of that suite
 AARCH64_PACKAGES=(linux-image-cloud-arm64 libc6-dev libevent-dev libssl-dev
     libcurl4-openssl-dev libcmocka-dev "python$AARCH64_PYTHON-dev" python3
-    bash dash coreutils findutils grep sed mount util-linux procps iproute2
-    netbase passwd openssl ca-certificates curl libstdc++6)
+    bash dash coreutils diffutils findutils grep sed mount util-linux procps
+    iproute2 netbase passwd openssl ca-certificates curl libstdc++6)
 AARCH64_ROOT="$WORK/aarch64-root"
 AARCH64_STAGE="$WORK/aarch64-stage"
 AARCH64_SITE="/usr/local/lib/python$AARCH64_PYTHON/dist-packages"

