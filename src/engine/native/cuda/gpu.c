@@ -696,8 +696,8 @@ copy_part(const part_t *part, vnxi_cuda_direction_t direction,
                : fail(part->home, function, result, error);
 }
 
-/* Copy the parts of the rows whose home this is.  Returns in *is_all_p whether
- * there are no others. */
+/* Copy the parts of the rows that have this home.  *is_all_p: every part has.
+ */
 static vnx_status_t
 copy_parts(const vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
            vnxi_cuda_direction_t direction, const vnxi_cuda_gpu_t *home,
@@ -749,8 +749,9 @@ copy_parts_there(const vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
     return status;
 }
 
-/* Every gpu of the list comes once if one begins with NULL; after the last one
- * there is NULL. */
+/* Return the gpu of the list that follows `last` (NULL: the first one), in the
+ * order of their addresses, so that each comes once; NULL after the last one.
+ */
 static const vnxi_cuda_gpu_t *
 next_foreign(const vnxi_cuda_foreigns_t *foreigns, const vnxi_cuda_gpu_t *last)
 {

@@ -183,7 +183,8 @@ bool vnxi_link_try_end(vnxi_link_t *link, vnxi_link_state_t state);
 vnx_status_t vnxi_link_send(vnxi_link_t *link, const vnxi_writer_t *frames,
                             vnx_error_t *error);
 
-/* The time that closing waits for queued data, and between two tries. */
+/* How long closing waits until queued data is sent, and deregistering until
+ * peers have settled; and the time between two tries to send. */
 #define VNXI_LINK_DRAIN_NS 2000000000u
 #define VNXI_LINK_PAUSE_NS 1000000
 
