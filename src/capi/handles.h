@@ -13,7 +13,8 @@
  * for it.  Agents and prepared lists, which do their own locking, are
  * *shared*: their handle ends at once, and the last user destroys the object.
  *
- * Checking costs no atomic operation, taking and giving back one, sharing two.
+ * Checking costs no atomic read-modify-write operation, taking and giving back
+ * one, sharing two.
  */
 #ifndef VNXI_CAPI_HANDLES_H
 #define VNXI_CAPI_HANDLES_H
@@ -44,6 +45,8 @@ typedef enum vnxi_kind {
 /*
  * A handle:  use (36 bits)  place (24)  0 (4)
  * A word:    use (36 bits)  kind (5)    taken (1)  users that share (22)
+ *
+ * That of a request, which is not shared, has a mark in the lowest bit.
  */
 #define VNXI_USE_SHIFT 28
 #define VNXI_PLACE_SHIFT 4
@@ -51,6 +54,7 @@ typedef enum vnxi_kind {
 #define VNXI_KIND_SHIFT 23
 #define VNXI_TAKEN (UINT64_C(1) << 22)
 #define VNXI_SHARERS (VNXI_TAKEN - 1)
+#define VNXI_MARK UINT64_C(1)
 
 #define VNXI_CHUNK_BITS 10
 #define VNXI_CHUNKS (1u << (VNXI_PLACE_BITS - VNXI_CHUNK_BITS))
@@ -139,15 +143,18 @@ static inline vnxi_slot_t *
 vnxi_slot_take(const void *handle)
 {
     vnxi_slot_t *slot = vnxi_slot_of(handle);
-    uint_fast64_t idle = vnxi_idle_word(handle, VNXI_KIND_REQUEST);
-    uint_fast64_t word = idle;
+    uint_fast64_t idle = vnxi_idle_word(handle, VNXI_KIND_REQUEST), word;
 
-    if (slot == NULL || atomic_compare_exchange_strong_explicit(
-                            &slot->word, &word, idle | VNXI_TAKEN,
-                            memory_order_acquire, memory_order_relaxed)) {
-        return slot;
+    if (slot == NULL) {
+        return NULL;
     }
-    return vnxi_slot_wait_to_take(slot, idle);
+    word = atomic_load_explicit(&slot->word, memory_order_relaxed);
+    return (word & ~VNXI_MARK) == idle &&
+                   atomic_compare_exchange_strong_explicit(
+                       &slot->word, &word, word | VNXI_TAKEN,
+                       memory_order_acquire, memory_order_relaxed)
+               ? slot
+               : vnxi_slot_wait_to_take(slot, idle);
 }
 
 static inline void
@@ -157,6 +164,26 @@ vnxi_slot_give(vnxi_slot_t *slot)
     uint64_t word = atomic_load_explicit(&slot->word, memory_order_relaxed);
     atomic_store_explicit(&slot->word, word & ~VNXI_TAKEN,
                           memory_order_release);
+}
+
+/* Mark a request that the caller has taken, or remove the mark. */
+static inline void
+vnxi_slot_mark(vnxi_slot_t *slot, bool marked)
+{
+    uint64_t word = atomic_load_explicit(&slot->word, memory_order_relaxed);
+    atomic_store_explicit(&slot->word,
+                          marked ? word | VNXI_MARK : word & ~VNXI_MARK,
+                          memory_order_relaxed);
+}
+
+/* Is this the handle of a request that is marked and that nobody has taken? */
+static inline bool
+vnxi_handle_is_marked(const void *handle)
+{
+    const vnxi_slot_t *slot = vnxi_slot_of(handle);
+    return slot != NULL &&
+           atomic_load_explicit(&slot->word, memory_order_acquire) ==
+               (vnxi_idle_word(handle, VNXI_KIND_REQUEST) | VNXI_MARK);
 }
 
 /* End the handle of a request that the caller has taken. */

@@ -3,7 +3,8 @@
  *
  * Design notes.  The object of a request is the transfer, or NULL once that
  * was released.  Each call takes the request, so that no thread releases the
- * transfer while another one uses it; no call on a transfer is long.  Calls
+ * transfer while another one uses it; no call on a transfer is long.  One that
+ * was seen to be done is marked, so that its status needs no taking.  Calls
  * for which a transfer or a prepared list is enough look whether the agent's
  * handle is alive, and do not share the agent, which these keep.
  */
@@ -358,6 +359,7 @@ nixl_capi_post_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_req_t req_hndl,
     if (opt_args != NULL && extras.notif == NULL) {
         extras.notif = VNX_NO_NOTIF; /* as in NIXL */
     }
+    vnxi_slot_mark(slot, false);
     vnx_status_t posted =
         vnx_xfer_post(slot->object, extras.notif, extras.notif_len, &error);
     vnxi_slot_give(slot);
@@ -369,12 +371,19 @@ nixl_capi_get_xfer_status(nixl_capi_agent_t agent,
                           nixl_capi_xfer_req_t req_hndl)
 {
     vnx_error_t error;
-    vnxi_slot_t *slot = request_take(agent, req_hndl);
 
+    if (vnxi_handle_is_marked(req_hndl) &&
+        vnxi_handle_is(agent, VNXI_KIND_AGENT)) {
+        return NIXL_CAPI_SUCCESS;
+    }
+    vnxi_slot_t *slot = request_take(agent, req_hndl);
     if (slot == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
     vnx_status_t status = vnx_xfer_status(slot->object, &error);
+    if (status == VNX_OK) {
+        vnxi_slot_mark(slot, true);
+    }
     vnxi_slot_give(slot);
     return result_of(agent, status, &error);
 }
@@ -501,6 +510,7 @@ nixl_capi_release_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_req_t req)
     if (slot == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
+    vnxi_slot_mark(slot, false);
     vnx_status_t status = vnx_xfer_release(slot->object, &error);
     if (status == VNX_OK) {
         slot->object = NULL;

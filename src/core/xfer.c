@@ -286,11 +286,14 @@ vnx_xfer_retain(vnx_xfer_t *xfer)
 }
 
 /* Drop a reference.  Returns the agent if it was the last one: the caller
- * releases it. */
+ * releases it.  The holder of the only reference need not decrement the
+ * count: nobody else has one to copy. */
 static vnx_agent_t *
 drop(vnx_xfer_t *xfer)
 {
-    if (atomic_fetch_sub(&xfer->refs, 1) != 1 ||
+    bool is_only =
+        atomic_load_explicit(&xfer->refs, memory_order_acquire) == 1;
+    if ((!is_only && atomic_fetch_sub(&xfer->refs, 1) != 1) ||
         vnxi_fork_crossed(xfer->agent->fork_count)) {
         return NULL;
     }

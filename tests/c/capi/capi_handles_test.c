@@ -674,6 +674,32 @@ test_capi_failed_transfer_has_no_figures(void **state)
 }
 
 static void
+test_capi_status_is_that_of_the_last_post(void **state)
+{
+    scene_t scene = {0};
+    (void)state;
+
+    open_scene(&scene);
+    nixl_capi_xfer_req_t request = make_request(&scene, 0, NULL);
+    post_and_finish(&scene, request);
+    assert_done(nixl_capi_get_xfer_status(scene.a, request));
+    assert_done(nixl_capi_get_xfer_status(scene.a, request));
+    assert_refused(nixl_capi_get_xfer_status(NULL, request));
+
+    assert_done(nixl_capi_destroy_agent(scene.b));
+    assert_int_equal(nixl_capi_post_xfer_req(scene.a, request, NULL),
+                     NIXL_CAPI_ERROR_BACKEND);
+    assert_int_equal(nixl_capi_get_xfer_status(scene.a, request),
+                     NIXL_CAPI_ERROR_BACKEND);
+    assert_done(nixl_capi_release_xfer_req(scene.a, request));
+    assert_refused(nixl_capi_get_xfer_status(scene.a, request));
+    assert_done(nixl_capi_destroy_xfer_req(request));
+
+    assert_done(nixl_capi_create_agent("b", &scene.b)); /* for close_scene() */
+    close_scene(&scene);
+}
+
+static void
 test_capi_agent_of_the_parent_fails_in_a_child(void **state)
 {
     scene_t scene = {0};
@@ -1065,6 +1091,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_capi_options_of_another_agent_are_refused),
         cmocka_unit_test(test_capi_absurd_lengths_fail),
         cmocka_unit_test(test_capi_failed_transfer_has_no_figures),
+        cmocka_unit_test(test_capi_status_is_that_of_the_last_post),
         cmocka_unit_test(test_capi_agent_of_the_parent_fails_in_a_child),
         cmocka_unit_test(test_capi_is_used_by_many_threads),
         cmocka_unit_test(test_capi_agent_ends_while_threads_use_it),
