@@ -231,6 +231,22 @@ vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error)
     return VNX_OK;
 }
 
+bool
+vnxi_pool_withdraw(const vnxi_task_t *task)
+{
+    vnxi_mutex_lock(&lock);
+    vnxi_task_t *queued = first;
+    while (queued != NULL && queued != task) {
+        queued = queued->next;
+    }
+    bool is_mine = queued != NULL && queued->next_chunk == 0;
+    if (is_mine) {
+        remove_lock_held(queued);
+    }
+    vnxi_mutex_unlock(&lock);
+    return is_mine;
+}
+
 static bool
 is_running_lock_held(uint64_t last_number)
 {

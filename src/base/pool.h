@@ -35,6 +35,12 @@ struct vnxi_task {
  * forked child this starts a new pool. */
 vnx_status_t vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error);
 
+/* Remove a task of which no chunk has been handed out.  True: the pool does
+ * not refer to it any more, and calls none of its functions.  False: it has
+ * begun, has ended, or was never submitted.  One lock; as long as the queue
+ * is. */
+bool vnxi_pool_withdraw(const vnxi_task_t *task);
+
 /* Call these around work that a caller's thread does itself instead of a
  * chunk.  Between enter and leave, check with sequentially consistent loads
  * that the memory may be touched.  Keep it short; do not nest. */

@@ -210,8 +210,12 @@ vnxi_events_clear(vnxi_events_t *events)
     eventfd_t value;
     int fd = atomic_load_explicit(&events->fd, memory_order_acquire);
 
-    if (fd >= 0 && atomic_load(&events->signalled) &&
-        eventfd_read(fd, &value) == 0) {
+    if (fd < 0 || !atomic_load(&events->signalled)) {
+        return;
+    }
+    if (vnxi_fds_lost(atomic_load(&events->fds_epoch))) {
+        vnxi_events_forget_lost(events); /* the number may be another file's */
+    } else if (eventfd_read(fd, &value) == 0) {
         (void)atomic_exchange(&events->signalled, false);
     }
 }

@@ -250,7 +250,8 @@ vnxi_counters_write(const vnxi_peer_t *peer, vnxi_writer_t *out)
     vnxi_json_number(out, "bytes_read", sums[VNXI_BYTES + VNX_OP_READ]);
     vnxi_json_number(out, "bytes_written", sums[VNXI_BYTES + VNX_OP_WRITE]);
     vnxi_json_number(out, "rows", rows_of(sums));
-    vnxi_json_number(out, "pieces", rows_of(sums) - sums[VNXI_MERGED]);
+    vnxi_json_number(out, "pieces",
+                     sums[VNXI_POSTED] + sums[VNXI_MORE_PIECES]);
     vnxi_json_number(out, "in_flight",
                      sums[VNXI_POSTED] - reads - writes -
                          total(&sums[VNXI_ENDS], VNX_STATUS_COUNT));
@@ -276,7 +277,7 @@ count_xfers(const uint64_t *sums, vnx_agent_stats_t *stats)
     stats->bytes_read = sums[VNXI_BYTES + VNX_OP_READ];
     stats->bytes_written = sums[VNXI_BYTES + VNX_OP_WRITE];
     stats->rows = rows_of(sums);
-    stats->pieces = stats->rows - sums[VNXI_MERGED];
+    stats->pieces = sums[VNXI_POSTED] + sums[VNXI_MORE_PIECES];
     stats->notifs_sent = sums[VNXI_NOTIFS_SENT];
     memcpy(stats->failures, &sums[VNXI_ENDS], sizeof stats->failures);
     stats->failures[vnx_status_index(VNX_ERR_CANCELED)] = 0;

@@ -483,8 +483,8 @@ note_start(vnx_xfer_t *xfer, vnx_xfer_state_t before)
     if (facts->rows != 1) {
         vnxi_count(&at[VNXI_MORE_ROWS], facts->rows - 1);
     }
-    if (facts->pieces != facts->rows) {
-        vnxi_count(&at[VNXI_MERGED], facts->rows - facts->pieces);
+    if (facts->pieces != 1) {
+        vnxi_count(&at[VNXI_MORE_PIECES], facts->pieces - 1);
     }
     return now;
 }

@@ -9,7 +9,7 @@
  * than half a microsecond and every one of these additions takes part of it:
  *
  *     rows        posted + MORE_ROWS
- *     pieces      rows - MERGED
+ *     pieces      posted + MORE_PIECES
  *     done        the sum of its histograms
  *     failed      the sum of ENDS, without the cancelled ones
  *     in flight   posted - done - ENDS
@@ -33,9 +33,9 @@
  * the post returned. */
 enum {
     VNXI_POSTED,
-    VNXI_MORE_ROWS, /* rows of the posted transfers, less one for each */
-    VNXI_MERGED,    /* rows of the posted transfers, less their pieces */
-    VNXI_BYTES,     /* [op], of the completed transfers */
+    VNXI_MORE_ROWS,   /* rows of the posted transfers, less one for each */
+    VNXI_MORE_PIECES, /* the same for their pieces, after merging */
+    VNXI_BYTES,       /* [op], of the completed transfers */
     VNXI_AT_ONCE_NS =
         VNXI_BYTES + 2, /* sums of times of completed transfers */
     VNXI_LATER_NS,

@@ -1,5 +1,7 @@
 """Stopping a transfer: nothing is written to memory afterwards."""
 
+import threading
+
 import pytest
 from support import deadline
 from support.program import run_program
@@ -256,6 +258,34 @@ def test_nothing_is_written_after_deregister_memory_returns(
             here.agent.wait([long.handle], timeout=30)
         long.handle.release()
         here.deregister(long.local.key)
+
+
+LEAVE = {
+    "remove": lambda here, there: here.agent.remove_remote_agent(there.name),
+    "close": lambda here, there: here.close(),
+}
+
+
+@pytest.mark.parametrize("how", LEAVE)
+def test_nothing_is_written_after_deregistering_while_a_writer_leaves(
+    engine, endpoint, other, how
+):
+    """A writer that goes away ends its copies first."""
+    if "ucx" in engine.name:
+        pytest.skip("peers are not told over UCX, as in stock NIXL")
+    there = other()
+    for _ in range(10):
+        here = endpoint()
+        long = Long(here, there, "WRITE")
+        here.agent.transfer(long.handle)
+        leaving = threading.Thread(target=LEAVE[how], args=(here, there))
+        leaving.start()
+        is_untouched = there.withdraw(long.remote.key)
+        leaving.join(30)
+        assert is_untouched
+        assert not leaving.is_alive()
+        long.handle.release()
+        here.close()
 
 
 CLOSED = """

@@ -1,7 +1,7 @@
 """A program closes all its descriptors, as daemons do, while an agent is open.
 
 Closing the agent and exiting still work, and files that the program opened
-meanwhile stay open and empty.
+meanwhile stay open and as they are.
 """
 
 import pytest
@@ -38,12 +38,15 @@ def close_all():
     while len(files) < 200:
         name = os.path.join(os.environ["FOLDER"], str(len(files)))
         files.append(os.open(name, os.O_RDWR | os.O_CREAT))
+        os.write(files[-1], b"sixteen letters!")
+        os.lseek(files[-1], 0, os.SEEK_SET)
     return files
 
 def check(files):
     for fd in files:
         stat = os.fstat(fd)
-        assert stat.st_size == 0 and stat.st_nlink == 1, (fd, stat)
+        assert stat.st_size == 16 and stat.st_nlink == 1, (fd, stat)
+        assert os.pread(fd, 16, 0) == b"sixteen letters!", fd
         assert os.lseek(fd, 0, os.SEEK_CUR) == 0, fd
 def start_again():
     try:
@@ -80,8 +83,8 @@ SCENES = {
     ),
     "watched": (
         "here = Endpoint(MODULE, 'here')\n"
-        "here.agent.fileno()\n"
         "there = peer_of(here)\n"
+        "here.agent.fileno()\n"  # readable at first
     ),
 }
 
@@ -103,6 +106,14 @@ ENDS = {
         "        here.agent.send_notif(name, b'x')\n"
         "    except Exception as error:\n"
         "        assert 'NIXL_ERR' in str(error), error\n"
+        "check(files)\n"
+        "here.agent.close()\n"
+        "check(files)\n"
+        "print('closed', flush=True)\n"
+    ),
+    "take": (
+        "files = close_all()\n"
+        "here.agent.get_new_notifs()\n"
         "check(files)\n"
         "here.agent.close()\n"
         "check(files)\n"

@@ -117,11 +117,16 @@ def test_new_regions_are_loaded_with_the_next_metadata(api, pair):
 
 
 @pytest.mark.beyond_stock
-def test_lists_survive_metadata_that_lists_memory_twice(endpoint, other):
-    """Stock agents list memory twice that was registered twice."""
+@pytest.mark.parametrize("order", ["aa", "aba", "baab"])
+def test_lists_survive_metadata_that_lists_memory_twice(
+    endpoint, other, order
+):
+    """Stock agents list memory twice that was registered twice, and layers
+    may share their memory."""
     here, there = endpoint(), other("twice")
     local, remote = here.alloc(SIZE), there.alloc(SIZE, seed=8)
-    blob = there.partial_metadata([remote.key, remote.key], True)
+    keys = {"a": remote.key, "b": there.alloc(SIZE).key}
+    blob = there.partial_metadata([keys[one] for one in order], True)
     here.add(blob)
     row = [(remote.addr, SIZE, 0)]
     far = here.agent.prep_xfer_dlist(there.name, row, "DRAM")
@@ -130,6 +135,25 @@ def test_lists_survive_metadata_that_lists_memory_twice(endpoint, other):
     handle = here.agent.make_prepped_xfer("READ", near, [0], far, [0])
     assert deadline.run(here.agent, handle) == "DONE"
     assert here.read(local.key) == pattern(8, SIZE)
+
+
+@pytest.mark.beyond_stock
+def test_memory_listed_twice_is_gone_after_its_deregistration(
+    engine, api, endpoint, other
+):
+    if "ucx" in engine.name:
+        pytest.skip("peers are not told over UCX, as in stock NIXL")
+    here, there = endpoint(), other("twice")
+    local, a, b = here.alloc(SIZE), there.alloc(SIZE), there.alloc(SIZE)
+    here.add(there.partial_metadata([a.key, b.key, a.key], True))
+    row = [(a.addr, SIZE, 0)]
+    far = here.agent.prep_xfer_dlist(there.name, row, "DRAM")
+    near = here.agent.prep_xfer_dlist("", [(local.addr, SIZE, 0)], "DRAM")
+    handle = here.agent.make_prepped_xfer("READ", near, [0], far, [0])
+    assert deadline.run(here.agent, handle) == "DONE"
+    there.deregister(a.key)
+    with pytest.raises(api.nixlNotFoundError):
+        deadline.run(here.agent, handle)
 
 
 @pytest.mark.beyond_stock

@@ -127,6 +127,8 @@ vnxi_native_settle(void *context, bool waits)
     is_idle = is_idle && vnxi_pool_is_idle();
     if (!is_idle && waits && !atomic_load(&engine->stopped)) {
         settle(engine);
+    } else if (!is_idle && waits) {
+        vnxi_native_settle_stopped(engine);
     }
     return is_idle || waits;
 }

@@ -150,6 +150,17 @@ vnxi_native_create(const vnxi_engine_config_t *config,
     return VNX_OK;
 }
 
+void
+vnxi_native_settle_stopped(vnxi_engine_t *engine)
+{
+    vnxi_mutex_lock(&engine->flight_lock);
+    while (engine->in_flight > 0) {
+        vnxi_cond_wait(&engine->landed, &engine->flight_lock);
+    }
+    vnxi_mutex_unlock(&engine->flight_lock);
+    vnxi_pool_settle(); /* other agents' transfers from or to our memory */
+}
+
 /* The order matters: no new work (stopped), no call from agents of this
  * process (leave), nothing in flight, no event from the ports. */
 void
@@ -172,12 +183,7 @@ vnxi_native_stop(vnxi_engine_t *engine)
             ports[t]->transport->settle(ports[t]);
         }
     }
-    vnxi_mutex_lock(&engine->flight_lock);
-    while (engine->in_flight > 0) {
-        vnxi_cond_wait(&engine->landed, &engine->flight_lock);
-    }
-    vnxi_mutex_unlock(&engine->flight_lock);
-    vnxi_pool_settle(); /* other agents' transfers from or to our memory */
+    vnxi_native_settle_stopped(engine);
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         if (ports[t] != NULL) {
             ports[t]->transport->port_stop(ports[t]);

@@ -137,6 +137,10 @@ vnx_status_t vnxi_native_create(const vnxi_engine_config_t *config,
 void vnxi_native_stop(vnxi_engine_t *engine);
 void vnxi_native_update(void *engine); /* vnxi_port_host_t's `update` */
 bool vnxi_native_settle(void *engine, bool waits); /* its `settle` */
+
+/* Wait until nothing is in flight; the engine is stopped. */
+void vnxi_native_settle_stopped(vnxi_engine_t *engine);
+
 static inline void
 vnxi_native_retain(vnxi_engine_t *engine)
 {

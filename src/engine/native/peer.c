@@ -17,6 +17,7 @@
 #include "base/fork_fds.h"
 #include "base/log.h"
 #include "base/mutex.h"
+#include "base/pool.h"
 #include "engine/native/native.h"
 
 vnxi_native_peer_t *
@@ -205,6 +206,9 @@ vnxi_native_peer_close(vnxi_peer_t *base, const char *cause)
     vnxi_native_peer_t *peer = vnxi_native_peer(base);
 
     vnxi_peer_end_mark(&peer->end, cause);
+    /* No chunk begins any more.  The owner of the memory takes the end of the
+     * connection for the end of all copying. */
+    vnxi_pool_settle();
     for (unsigned t = VNXI_TRANSPORTS; t-- > 0;) { /* the main one last */
         vnxi_conn_t *conn = atomic_load(&peer->conns[t]);
         if (conn != NULL) {

@@ -203,6 +203,52 @@ join_transport(build_t *build, unsigned t)
     return has_memory;
 }
 
+static int
+compare_in_place(const void *a, const void *b)
+{
+    const entry_t *x = a, *y = b;
+    return compare_rows(x->mem, x->row, y->mem, y->row);
+}
+
+static bool
+is_ascending(const build_t *build)
+{
+    for (size_t i = 1; i < build->count; i++) {
+        if (compare_in_place(&build->entries[i - 1], &build->entries[i]) >=
+            0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Keep one entry for each region.  NIXL lists memory twice that was registered
+ * twice, and partial metadata lists regions in the order, and as often, as the
+ * caller named them. */
+static void
+join_repeated(build_t *build)
+{
+    size_t kept = 0;
+
+    if (is_ascending(build)) {
+        return;
+    }
+    qsort(build->entries, build->count, sizeof(entry_t), compare_in_place);
+    for (size_t i = 0; i < build->count; i++) {
+        const entry_t *entry = &build->entries[i];
+        entry_t *last = &build->entries[kept - (kept > 0)];
+        if (kept == 0 || compare_in_place(last, entry) != 0) {
+            build->entries[kept++] = *entry;
+            continue;
+        }
+        for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+            last->rows[t] =
+                last->rows[t] != NULL ? last->rows[t] : entry->rows[t];
+        }
+    }
+    build->count = kept;
+}
+
 static vnx_status_t
 join(build_t *build, vnx_error_t *error)
 {
@@ -221,10 +267,12 @@ join(build_t *build, vnx_error_t *error)
             has_memory = join_transport(build, t);
         }
     }
-    return has_memory
-               ? VNX_OK
-               : vnxi_error_no_memory(error, OPERATION,
-                                      build->room * sizeof *build->entries);
+    if (!has_memory) {
+        return vnxi_error_no_memory(error, OPERATION,
+                                    build->room * sizeof *build->entries);
+    }
+    join_repeated(build);
+    return VNX_OK;
 }
 
 /* -- Regions ---------------------------------------------------------------
@@ -381,10 +429,6 @@ add_entries(build_t *build, vnx_error_t *error)
     for (size_t i = 0; status == VNX_OK && i < build->count; i++) {
         const entry_t *entry = &build->entries[i];
         vnxi_region_t *known;
-        if (i > 0 && compare_rows(entry[-1].mem, entry[-1].row, entry->mem,
-                                  entry->row) == 0) {
-            continue; /* NIXL lists memory twice that was registered twice */
-        }
         if (build->borrowed != NULL) {
             borrow(build, entry);
         } else if ((known = find_known(build, entry)) != NULL) {
@@ -452,10 +496,6 @@ apply_additions(build_t *build)
     for (size_t i = 0; i < build->addition_count; i++) {
         addition_t *one = &build->additions[i];
         vnxi_native_region_t *region = vnxi_native_region(one->region);
-        if (vnxi_region_slot(one->region, one->transport) != NULL) {
-            vnxi_transports[one->transport]->key_free(one->slot);
-            continue; /* metadata that is not sorted lists it twice */
-        }
         atomic_store(&region->slots[one->transport], one->slot);
         vnxi_region_find_routes(one->region, &build->reach);
     }

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/words.h"
 #include "engine/nixl/nixl.h"
@@ -128,11 +129,23 @@ need_plugins_lock_held(vnxi_engine_t *engine, const char *operation,
                                 "NIXL cannot list its plugins");
 }
 
+/* The library's agent and the locks belong to the parent. */
+static vnx_status_t
+is_forked(const char *operation, vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                          "the agent belongs to the process that this one was "
+                          "forked from, and NIXL cannot be asked here");
+}
+
 const char *
 vnxi_nixl_plugin(vnxi_engine_t *engine, size_t i)
 {
     const char *name = NULL;
 
+    if (vnxi_fork_crossed(engine->fork_count)) {
+        return NULL;
+    }
     vnxi_mutex_lock(&engine->backend_lock);
     if (need_plugins_lock_held(engine, "vnx_agent_plugin", NULL) == VNX_OK &&
         i < engine->plugin_count) {
@@ -257,6 +270,9 @@ vnxi_nixl_plugin_mems(vnxi_engine_t *engine, const char *backend,
 {
     vnxi_nixl_plugin_t *plugin;
 
+    if (vnxi_fork_crossed(engine->fork_count)) {
+        return is_forked("vnx_agent_plugin_mems", error);
+    }
     vnxi_mutex_lock(&engine->backend_lock);
     vnx_status_t status = find_plugin_lock_held(
         engine, "vnx_agent_plugin_mems", backend, &plugin, error);
@@ -301,6 +317,9 @@ vnxi_nixl_param(vnxi_engine_t *engine, const char *backend, bool created,
     const vnxi_nixl_params_t *params = NULL;
     vnxi_nixl_plugin_t *plugin;
 
+    if (vnxi_fork_crossed(engine->fork_count)) {
+        return is_forked(operation, error);
+    }
     vnxi_mutex_lock(&engine->backend_lock);
     vnx_status_t status =
         find_plugin_lock_held(engine, operation, backend, &plugin, error);

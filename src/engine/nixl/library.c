@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/mutex.h"
 #include "base/search_path.h"
@@ -18,6 +19,20 @@ static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_NIXL_LIBRARY);
 static vnxi_capi_t library; /* protected by lock until `is_open` */
 static bool is_open;        /* protected by lock */
 static char path[PATH_MAX]; /* protected by lock until `is_open` */
+
+/* A thread that loads NIXL holds the lock, perhaps while another one forks. */
+static void
+forget_in_child(void)
+{
+    vnxi_mutex_init(&lock, VNXI_RANK_NIXL_LIBRARY);
+}
+
+static void
+take_lock(void)
+{
+    vnxi_fork_on_child(forget_in_child);
+    vnxi_mutex_lock(&lock);
+}
 
 /* -- Which wheel -----------------------------------------------------------
  */
@@ -194,7 +209,7 @@ vnxi_nixl_library(const char *operation, const vnxi_capi_t **capi_p,
 {
     vnx_status_t status = VNX_OK;
 
-    vnxi_mutex_lock(&lock);
+    take_lock();
     if (!is_open) {
         status = open_lock_held(operation, error);
     }
@@ -208,7 +223,7 @@ vnxi_nixl_library(const char *operation, const vnxi_capi_t **capi_p,
 const char *
 vnxi_nixl_library_path(void)
 {
-    vnxi_mutex_lock(&lock);
+    take_lock();
     const char *found = is_open ? path : "";
     vnxi_mutex_unlock(&lock);
     return found;
@@ -379,7 +394,7 @@ vnxi_nixl_intern(const char *text)
 {
     size_t size = strlen(text) + 1;
 
-    vnxi_mutex_lock(&lock);
+    take_lock();
     name_t *name = names;
     while (name != NULL && strcmp(name->text, text) != 0) {
         name = name->next;

@@ -284,9 +284,13 @@ load_into_library(loading_t *loading, vnxi_nixl_peer_t *peer)
         free(name);
         peer->is_loaded = true;
         vnxi_nixl_poller_listen(engine);
-    } else {
+    } else if (peer->is_loaded) {
         status = vnxi_nixl_peer_failed(peer, code, VNXI_OP_LOAD,
                                        "loading the metadata", loading->error);
+    } else {
+        status = vnxi_nixl_failed(code, VNXI_OP_LOAD, "loading the metadata",
+                                  loading->error);
+        vnxi_error_peer(loading->error, peer->base.name, peer->base.name_len);
     }
     vnxi_nixl_leave(engine);
     return status;
@@ -440,6 +444,12 @@ update_peer(loading_t *loading, vnxi_nixl_peer_t *peer, vnxi_peer_t **peer_p)
     }
     rows_fini(&rows);
     vnxi_region_table_release(old);
+    if (renewed && loading->blob->conn_count == 0) {
+        return refuse(loading, VNX_ERR_NOT_FOUND,
+                      "a region of the agent was registered again, and this "
+                      "partial metadata does not say how to connect: load "
+                      "the agent's whole metadata");
+    }
     if (renewed) {
         return new_peer(loading, peer,
                         "a region of the agent was registered again: prepare "

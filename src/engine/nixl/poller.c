@@ -143,6 +143,7 @@ take_inbox_flight_lock_held(vnxi_nixl_poller_t *poller)
     vnxi_mutex_lock(&poller->inbox_lock);
     vnxi_exfer_t *posted = poller->inbox;
     poller->inbox = NULL;
+    poller->was_emptied |= posted != NULL;
     vnxi_mutex_unlock(&poller->inbox_lock);
     while (posted != NULL) {
         vnxi_exfer_t *next = posted->next_flight;
@@ -159,6 +160,21 @@ is_revoked(const vnxi_exfer_t *exfer)
            vnxi_list_unusable(exfer->remote) != NULL;
 }
 
+/* VNX_IN_PROG, or the end with its error. */
+static vnx_status_t
+state_of(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+
+    if (exfer->is_cancelled) {
+        return vnxi_error_set(&exfer->error, VNX_ERR_CANCELED, "vnx_xfer_post",
+                              "the transfer was cancelled");
+    }
+    return vnxi_nixl_xfer_outcome(
+        exfer, engine->capi->get_xfer_status(engine->agent, exfer->request),
+        &exfer->error);
+}
+
 /* Query the transfers in flight, or only those to `peer` (NULL: any) or of
  * revoked regions.  Adds those that have ended to *ended_p; returns how many
  * of them have not. */
@@ -167,7 +183,6 @@ query(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer, bool only_revoked,
       vnxi_exfer_t **ended_p)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
-    const vnxi_capi_t *capi = engine->capi;
     size_t left = 0;
 
     vnxi_mutex_lock(&poller->flight_lock);
@@ -179,8 +194,7 @@ query(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer, bool only_revoked,
             at = &exfer->next_flight;
             continue;
         }
-        int code = capi->get_xfer_status(engine->agent, exfer->request);
-        exfer->end = vnxi_nixl_xfer_outcome(exfer, code, &exfer->error);
+        exfer->end = state_of(exfer);
         if (exfer->end == VNX_IN_PROG) {
             at = &exfer->next_flight;
             left++;
@@ -254,7 +268,7 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
                                     "%s", cause);
         vnxi_error_peer(&exfer->error, exfer->peer->base.name,
                         exfer->peer->base.name_len);
-        if (is_alive) {
+        if (is_alive && !exfer->is_cancelled) {
             keep_regions(exfer);
         }
         if (peer != NULL) {
@@ -332,6 +346,16 @@ vnxi_nixl_poller_listen(vnxi_engine_t *engine)
     }
 }
 
+static void
+add_inbox_lock_held(vnxi_nixl_poller_t *poller, vnxi_exfer_t *exfer)
+{
+    if (poller->inbox == NULL) {
+        vnxi_cond_signal(&poller->wake);
+    }
+    exfer->next_flight = poller->inbox;
+    poller->inbox = exfer;
+}
+
 void
 vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer)
 {
@@ -339,13 +363,35 @@ vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer)
 
     vnxi_nixl_poller_touch(poller);
     vnxi_mutex_lock(&poller->inbox_lock);
-    bool was_empty = poller->inbox == NULL;
-    exfer->next_flight = poller->inbox;
-    poller->inbox = exfer;
-    if (was_empty) {
-        vnxi_cond_signal(&poller->wake);
-    }
+    add_inbox_lock_held(poller, exfer);
     vnxi_mutex_unlock(&poller->inbox_lock);
+}
+
+void
+vnxi_nixl_poller_begin(vnxi_exfer_t *exfer)
+{
+    vnxi_nixl_poller_t *poller = &exfer->engine->poller;
+
+    vnxi_mutex_lock(&poller->inbox_lock);
+    exfer->is_cancelled = false;
+    vnxi_mutex_unlock(&poller->inbox_lock);
+}
+
+bool
+vnxi_nixl_poller_cancel(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    vnxi_nixl_poller_t *poller = &engine->poller;
+
+    vnxi_mutex_lock(&poller->inbox_lock);
+    if (!exfer->is_cancelled && vnxi_pool_withdraw(&exfer->task)) {
+        exfer->is_cancelled = true;
+        add_inbox_lock_held(poller, exfer);
+        atomic_fetch_sub(&engine->postings, 1);
+    }
+    bool is_cancelled = exfer->is_cancelled;
+    vnxi_mutex_unlock(&poller->inbox_lock);
+    return is_cancelled;
 }
 
 /* A fraction of the time since the last event, within limits. */
@@ -367,7 +413,8 @@ pause_ns(vnxi_engine_t *engine, size_t in_flight)
 }
 
 /* Sleep until the pause is over, a post arrives or the first listener appears.
- * False: stop. */
+ * A post may have arrived, and another thread may have taken it out of the
+ * inbox, since the caller counted the transfers in flight.  False: stop. */
 static bool
 rest(vnxi_engine_t *engine, size_t in_flight)
 {
@@ -376,7 +423,9 @@ rest(vnxi_engine_t *engine, size_t in_flight)
     struct timespec until = vnxi_clock_timespec(vnxi_clock_deadline(pause));
 
     vnxi_mutex_lock(&poller->inbox_lock);
-    if (!poller->stop && poller->inbox == NULL) {
+    bool may_fly = in_flight == 0 && poller->was_emptied;
+    poller->was_emptied = false;
+    if (!poller->stop && poller->inbox == NULL && !may_fly) {
         if (pause != UINT64_MAX) {
             vnxi_cond_timedwait(&poller->wake, &poller->inbox_lock, &until);
         } else if (!atomic_load(&poller->listens)) {

@@ -33,7 +33,8 @@ typedef struct vnxi_nixl_poller {
     vnxi_mutex_t inbox_lock;
     vnxi_cond_t wake;    /* CLOCK_MONOTONIC */
     bool stop;           /* inbox_lock */
-    vnxi_exfer_t *inbox; /* recently posted; inbox_lock */
+    vnxi_exfer_t *inbox; /* recently posted, or cancelled; inbox_lock */
+    bool was_emptied;    /* perhaps by another thread; inbox_lock */
 
     vnxi_mutex_t flight_lock; /* held during calls to the library */
     vnxi_exfer_t *flights;    /* flight_lock */
@@ -67,6 +68,14 @@ vnxi_nixl_poller_touch(vnxi_nixl_poller_t *poller)
 
 /* Add a post that the library left in progress. */
 void vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer);
+
+/* A large post begins: it is not cancelled. */
+void vnxi_nixl_poller_begin(vnxi_exfer_t *exfer);
+
+/* Stop a post that waits for a copy thread, which then does not make it.  The
+ * poller's thread reports its end soon.  False: it has begun.  May be called
+ * with the core's lock of deadlines held. */
+bool vnxi_nixl_poller_cancel(vnxi_exfer_t *exfer);
 
 /* Query the states of all transfers in flight on the calling thread, and
  * report those that have ended.  Returns how many are still in flight.  The

@@ -21,6 +21,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/pool.h"
 #include "engine/nixl/xfer.h"
 #include "engine/parts/pairs.h"
@@ -434,32 +435,26 @@ post(vnxi_exfer_t *exfer, vnx_error_t *error)
 /* -- Posting on a copy thread ----------------------------------------------
  */
 
-/* Separate from the transfer, which may be posted again or freed before the
- * pool is done with the task. */
-typedef struct posting {
-    vnxi_task_t task; /* must be first */
-    vnxi_exfer_t *exfer;
-} posting_t;
-
 static bool
-run_posting(vnxi_task_t *task, size_t chunk)
+run_nothing(vnxi_task_t *task, size_t chunk)
 {
-    vnxi_exfer_t *exfer = ((posting_t *)task)->exfer;
+    (void)task, (void)chunk;
+    return true;
+}
+
+/* Called as the end of the task, when the pool does not refer to it any more:
+ * the transfer may be posted again or freed before this returns.  And
+ * vnxi_pool_settle(), which promises to be short, does not wait for it. */
+static void
+run_posting(vnxi_task_t *task)
+{
+    vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
     vnxi_engine_t *engine = exfer->engine;
     vnxi_engine_host_t host = engine->host;
     void *cookie = exfer->cookie;
-    unsigned stage = VNXI_NIXL_QUEUED;
-    vnx_status_t status;
     vnx_error_t error;
-    (void)chunk;
+    vnx_status_t status = post(exfer, &error);
 
-    if (atomic_compare_exchange_strong(&exfer->stage, &stage,
-                                       VNXI_NIXL_ENTERED)) {
-        status = post(exfer, &error);
-    } else {
-        status = vnxi_error_set(&error, VNX_ERR_CANCELED, "vnx_xfer_post",
-                                "the transfer was cancelled");
-    }
     /* Decrement before the callback, which may release the last reference on
      * the engine; the engine then stops inside the callback. */
     atomic_fetch_sub(&engine->postings, 1);
@@ -467,35 +462,21 @@ run_posting(vnxi_task_t *task, size_t chunk)
         host.xfer_done(host.context, cookie, status,
                        status != VNX_OK ? &error : NULL);
     }
-    return true;
-}
-
-static void
-free_posting(vnxi_task_t *task)
-{
-    free(task);
 }
 
 static vnx_status_t
 submit(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnxi_engine_t *engine = exfer->engine;
-    posting_t *posting = malloc(sizeof *posting);
 
-    if (posting == NULL) {
-        return vnxi_error_no_memory(error, "vnx_xfer_post", sizeof *posting);
-    }
-    posting->exfer = exfer;
-    posting->task = (vnxi_task_t){.run = run_posting,
-                                  .done = free_posting,
-                                  .chunks = 1,
-                                  .max_parallel = engine->num_threads};
-    atomic_store(&exfer->stage, VNXI_NIXL_QUEUED);
+    exfer->task = (vnxi_task_t){.run = run_nothing,
+                                .done = run_posting,
+                                .chunks = 1,
+                                .max_parallel = engine->num_threads};
     atomic_fetch_add(&engine->postings, 1);
-    vnx_status_t status = vnxi_pool_submit(&posting->task, error);
+    vnx_status_t status = vnxi_pool_submit(&exfer->task, error);
     if (status != VNX_OK) {
         atomic_fetch_sub(&engine->postings, 1);
-        free(posting);
         return status;
     }
     return VNX_IN_PROG;
@@ -522,9 +503,11 @@ vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
     exfer->notif = notif;
     exfer->notif_len = notif_len;
     exfer->was_retried = false;
-    atomic_store_explicit(&exfer->stage, VNXI_NIXL_ENTERED,
-                          memory_order_relaxed);
-    if (!exfer->is_large || is_quick(exfer)) {
+    if (!exfer->is_large) {
+        return post(exfer, error);
+    }
+    vnxi_nixl_poller_begin(exfer);
+    if (is_quick(exfer)) {
         return post(exfer, error);
     }
     vnx_status_t status = check_early(exfer, error);
@@ -537,11 +520,7 @@ vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
 vnx_status_t
 vnxi_nixl_xfer_cancel(vnxi_exfer_t *exfer)
 {
-    unsigned stage = VNXI_NIXL_QUEUED;
-    bool stopped = atomic_compare_exchange_strong(&exfer->stage, &stage,
-                                                  VNXI_NIXL_CANCELLED) ||
-                   stage == VNXI_NIXL_CANCELLED;
-    return stopped ? VNX_OK : VNX_ERR_NOT_SUPPORTED;
+    return vnxi_nixl_poller_cancel(exfer) ? VNX_OK : VNX_ERR_NOT_SUPPORTED;
 }
 
 /* -- Facts -----------------------------------------------------------------
@@ -566,7 +545,7 @@ vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
     nixl_capi_cost_t method = NIXL_CAPI_COST_ANALYTICAL_BACKEND;
     int code = NIXL_CAPI_ERROR_BACKEND;
 
-    if (vnxi_nixl_enter(engine)) {
+    if (!vnxi_fork_crossed(engine->fork_count) && vnxi_nixl_enter(engine)) {
         if (check_post(exfer, NULL) == VNX_OK) {
             code = engine->capi->estimate_xfer_cost(
                 engine->agent, exfer->request, NULL, &duration, &margin,

@@ -4,6 +4,7 @@
 #ifndef VNXI_NIXL_XFER_H
 #define VNXI_NIXL_XFER_H
 
+#include "base/pool.h"
 #include "engine/nixl/nixl.h"
 
 /* A piece of storage, kept so that a failure can be traced to a file and row.
@@ -13,14 +14,8 @@ typedef struct vnxi_nixl_piece {
     size_t place; /* of its first pair */
 } vnxi_nixl_piece_t;
 
-/* Stage of a post, for cancelling. */
-enum {
-    VNXI_NIXL_ENTERED, /* inside the library, or ended */
-    VNXI_NIXL_QUEUED,  /* waiting for a copy thread */
-    VNXI_NIXL_CANCELLED,
-};
-
 struct vnxi_exfer {
+    vnxi_task_t task; /* of a post that a copy thread makes; must be first */
     vnxi_engine_t *engine;
     vnxi_nixl_peer_t *peer;      /* the remote list keeps it alive */
     vnxi_list_t *local, *remote; /* retained */
@@ -28,7 +23,8 @@ struct vnxi_exfer {
     uint64_t bytes, piece_total; /* of the request */
     bool is_large;               /* posting it may take long */
     bool was_retried;            /* the current post is the second */
-    atomic_uint stage;
+    bool is_cancelled; /* the post, before a copy thread made it; changed with
+                          inbox_lock held and not in `flights` */
     void *cookie;
     nixl_capi_xfer_req_t request; /* NULL: released when the engine stopped,
                                      or a region was revoked at creation */

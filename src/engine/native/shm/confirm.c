@@ -394,33 +394,56 @@ next_token(vnxi_shm_conn_t *conn, uint64_t answered, uint64_t *token_p)
     return goes_on;
 }
 
-/* The thread holds the conn. */
+/* The thread holds the conn and the engine. */
 static void *
 settle(void *argument)
 {
     vnxi_shm_conn_t *conn = argument;
     const vnxi_port_t *port = conn->base.port;
-    const vnxi_port_host_t *host = &port->config.host;
+    const vnxi_port_host_t host = port->config.host;
     uint64_t token = 0;
 
     while (next_token(conn, token, &token)) {
-        host->settle(host->context, true);
+        host.settle(host.context, true);
         vnxi_link_send_settled(conn->link, token, NULL);
     }
     drop(port, conn);
+    host.release(host.context);
     return NULL;
 }
 
-/* True: the caller has to answer, by a thread. */
-static bool
+/* Answer by a thread.  Takes the conn. */
+static void
+settle_later(const vnxi_port_t *port, vnxi_shm_conn_t *conn)
+{
+    const vnxi_port_host_t *host = &port->config.host;
+
+    host->retain(host->context);
+    if (vnxi_thread_start_detached(settle, conn) != 0) {
+        settle(conn);
+    }
+}
+
+typedef enum turn {
+    TURN_NOW,    /* nothing was ever asked, so no copy can be running, and
+                    conn->link may not be set yet */
+    TURN_MINE,   /* the caller has to answer */
+    TURN_THREAD, /* a thread will */
+} turn_t;
+
+static turn_t
 note_settle(vnxi_shm_conn_t *conn, uint64_t token)
 {
+    turn_t turn = TURN_NOW;
+
     vnxi_mutex_lock(&conn->lock);
-    bool is_first = !conn->confirm.is_settling;
-    conn->confirm.settle_token = token;
-    conn->confirm.is_settling = true;
+    if (conn->table != NULL) {
+        turn = conn->confirm.is_settling ? TURN_THREAD : TURN_MINE;
+        conn->confirm.settle_token = token;
+        conn->confirm.is_settling = true;
+    }
     vnxi_mutex_unlock(&conn->lock);
-    return is_first;
+    return turn;
 }
 
 void
@@ -432,13 +455,16 @@ vnxi_confirm_on_settle(void *port, vnxi_link_t *link, uint64_t token)
     if (conn == NULL) {
         return; /* it was closed: nothing uses the peer any more */
     }
-    if (!note_settle(conn, token)) {
-        drop(port, conn);
-    } else if (host->settle(host->context, false)) {
-        vnxi_link_send_settled(link, token, NULL);
-        next_token(conn, token, &token);
-        drop(port, conn);
-    } else if (vnxi_thread_start_detached(settle, conn) != 0) {
-        settle(conn);
+    turn_t turn = note_settle(conn, token);
+    if (turn == TURN_MINE && !host->settle(host->context, false)) {
+        settle_later(port, conn);
+        return;
     }
+    if (turn != TURN_THREAD) {
+        vnxi_link_send_settled(link, token, NULL);
+    }
+    if (turn == TURN_MINE) {
+        next_token(conn, token, &token);
+    }
+    drop(port, conn);
 }

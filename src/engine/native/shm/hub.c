@@ -405,8 +405,9 @@ notify_one(vnxi_link_t *link, const vnxi_writer_t *frames)
 }
 
 /* Sends without holding a lock.  If a link leaves the list meanwhile, the
- * iteration restarts and skips the links that were notified.  `settle`: the
- * token of a SETTLE, which goes only to agents that use regions; or 0. */
+ * iteration restarts and skips the links that were notified; if another thread
+ * notifies at the same time, some are notified twice.  `settle`: the token of
+ * a SETTLE, which goes once and only to agents that use regions; or 0. */
 static void
 notify_all(vnxi_hub_t *hub, const vnxi_writer_t *frames, uint64_t settle)
 {
@@ -417,7 +418,8 @@ notify_all(vnxi_hub_t *hub, const vnxi_writer_t *frames, uint64_t settle)
     for (link = hub->links; link != NULL; link = next) {
         next = link->next;
         if (!link->accepted || link->pass == pass ||
-            (settle != 0 && !link->uses_regions)) {
+            (settle != 0 &&
+             (!link->uses_regions || link->settle_asked >= settle))) {
             continue;
         }
         link->pass = pass;

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "fake_nixl.h"
+#include "pool_gate.h"
 
 #define SIZE 65536
 
@@ -572,6 +573,73 @@ test_nixl_engine_cannot_stop_a_request_in_the_library(void **state)
     assert_int_equal(fake->released_active, 0);
 }
 
+/* -- Waiting for a copy thread ----------------------------------------------
+ */
+
+static void
+test_nixl_engine_stops_a_post_that_waits_for_a_copy_thread(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_pieces(duo, "B", duo->at_b, 128);
+    pool_gate_t *gate = gate_shut();
+    bool stopped = false;
+    vnx_error_t error;
+
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+        assert_ok(vnx_xfer_cancel(xfer, &stopped, e));
+        assert_true(stopped);
+        assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_CANCELLED);
+    }
+    assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, 1000000, NULL),
+                     VNX_IN_PROG);
+    assert_int_equal(
+        vnx_agent_wait(duo->a, &xfer, 1, 0, vnx_test_limit(30), &error),
+        VNX_ERR_TIMEOUT);
+    assert_non_null(strstr(error.cause, "was stopped"));
+
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    gate_open(gate);
+    assert_ok(vnx_agent_wait(duo->a, &xfer, 1, 0, vnx_test_limit(30), e));
+    assert_ok(vnx_xfer_status(xfer, e));
+    release(xfer);
+}
+
+static void
+test_nixl_engine_releases_a_post_that_waits_for_a_copy_thread(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_pieces(duo, "B", duo->at_b, 128);
+    pool_gate_t *gate = gate_shut();
+
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    release(xfer);
+    gate_open(gate);
+}
+
+/* vnxi_pool_settle(), for which deregistering memory of other agents waits,
+ * promises to be short. */
+static void
+test_nixl_engine_posts_of_copy_threads_delay_no_settling(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_pieces(duo, "B", duo->at_b, 128);
+
+    fake->holds = true;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    while (fake->waiting == 0) {
+        usleep(1000);
+    }
+    vnxi_pool_settle(); /* the fake gives up after a time */
+    assert_int_equal(fake->gave_up, 0);
+    fake->holds = false;
+    assert_ok(vnx_agent_wait(duo->a, &xfer, 1, 0, vnx_test_limit(30), e));
+    release(xfer);
+}
+
+/* -- Memory in use ----------------------------------------------------------
+ */
+
 static void
 test_nixl_engine_deregisters_after_transfers_in_flight(void **state)
 {
@@ -1092,6 +1160,32 @@ test_nixl_engine_another_key_is_another_generation(void **state)
     release(xfer);
 }
 
+/* Without connection info the library could not reach the new generation. */
+static void
+test_nixl_engine_another_key_needs_the_whole_metadata(void **state)
+{
+    duo_t *duo = *state;
+    const vnx_reg_desc_t row = {.desc = desc_at(duo->at_b, SIZE)};
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_bytes_t blob, name;
+    vnx_error_t error;
+
+    fake->key = 7;
+    assert_ok(vnx_agent_partial_metadata(duo->b, VNX_MEM_DRAM, &row, 1, false,
+                                         NULL, &blob, e));
+    assert_int_equal(
+        vnx_agent_load_metadata(duo->a, blob.data, blob.len, &name, &error),
+        VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, "whole metadata"));
+    free(blob.data);
+    run_xfer(duo->a, xfer); /* the peer is as it was */
+    release(xfer);
+    load_peer(duo->a, duo->b);
+    xfer = make_read(duo, 64, 1, NULL);
+    run_xfer(duo->a, xfer);
+    release(xfer);
+}
+
 static void
 test_nixl_engine_loading_adds_regions(void **state)
 {
@@ -1122,8 +1216,13 @@ test_nixl_engine_a_failed_load_leaves_no_peer(void **state)
     fake->fail_load = -2;
     assert_int_equal(
         vnx_agent_load_metadata(duo->a, blob.data, blob.len, &name, &error),
-        VNX_ERR_REMOTE_DISCONNECT);
+        VNX_ERR_BACKEND);
+    assert_string_equal(error.peer, "C");
+    assert_non_null(strstr(error.cause, "loading the metadata"));
     assert_false(vnx_agent_check_peer(duo->a, "C", 1, VNX_MEM_DRAM, NULL, 0));
+    vnx_agent_stats_t stats;
+    vnx_agent_stats(duo->a, &stats);
+    assert_int_equal(stats.peers_lost, 0);
     fake->fail_load = 0;
     assert_int_equal(vnx_agent_load_metadata(duo->a, blob.data, blob.len - 1,
                                              &name, &error),
@@ -1467,6 +1566,10 @@ main(void)
         with_duo(test_nixl_engine_notifies_itself_of_its_own_transfers),
         with_duo(test_nixl_engine_names_backends_without_common_regions),
         with_duo(test_nixl_engine_cannot_stop_a_request_in_the_library),
+        with_duo(test_nixl_engine_stops_a_post_that_waits_for_a_copy_thread),
+        with_duo(
+            test_nixl_engine_releases_a_post_that_waits_for_a_copy_thread),
+        with_duo(test_nixl_engine_posts_of_copy_threads_delay_no_settling),
         with_duo(test_nixl_engine_deregisters_after_transfers_in_flight),
         with_duo(test_nixl_engine_uses_indices_for_many_scattered_rows),
         with_duo(test_nixl_engine_uses_pieces_for_irregular_rows),
@@ -1484,6 +1587,7 @@ main(void)
         with_duo(test_nixl_engine_deregisters_after_transfers_while_it_closes),
         with_duo(test_nixl_engine_a_restarted_peer_is_a_new_generation),
         with_duo(test_nixl_engine_another_key_is_another_generation),
+        with_duo(test_nixl_engine_another_key_needs_the_whole_metadata),
         with_duo(test_nixl_engine_loading_adds_regions),
         with_duo(test_nixl_engine_a_failed_load_leaves_no_peer),
         with_duo(test_nixl_engine_closing_a_peer_lets_transfers_land),
