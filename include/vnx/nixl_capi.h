@@ -25,8 +25,15 @@
  * that hold values (parameters, optional arguments, lists, maps, iterators)
  * are changed and destroyed by one thread, while no other one uses them.
  *
- * Waiting.  No call waits, except for the network or the disk where its
- * comment says so.
+ * Waiting.  Most calls return at once.  Loading metadata may wait up to 10 s
+ * for a process of this host that is stopped.  Deregistering memory,
+ * forgetting a peer and destroying an agent may wait for peers that use the
+ * memory or do not read their messages, up to 2 s each; on the engine nixl for
+ * transfers in flight, up to 5 s.  Releasing a request that is in progress
+ * waits until it has stopped: less than 1 ms for CPU memory of this host,
+ * about 1 s over a network whose other end does not answer, at most 10 s.
+ * Connecting may wait for the network, querying memory for the storage.  A
+ * call on a request that another call is using waits for that call.
  *
  * Forks.  An agent belongs to the process that created it.  In a forked child
  * its calls fail; nixl_capi_get_notifs() adds nothing.

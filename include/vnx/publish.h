@@ -19,9 +19,11 @@
  * docs/wire.md, "Publications".
  *
  * Threads: any call may be made from any thread at any time.
- * Waiting: vnx_attach() waits for the network, for at most its timeout, and
- * then checks and prepares the lists: about 0.1 us for each row that is not at
- * a regular stride.
+ * Waiting: vnx_attach() waits for the network, for at most its timeout.  Then
+ * it loads the metadata, as vnx_agent_load_metadata(), which may wait for
+ * another 10 s if the peer is on this host and its process is stopped; and it
+ * checks and prepares the lists: about 0.1 us for each row that is not at a
+ * regular stride.
  * vnx_publish() waits for the resolver if it starts the listener and `host` is
  * a name.  No other call waits.
  * Forks: as for agents and side channels.
@@ -102,7 +104,8 @@ vnx_status_t vnx_publish(vnx_agent_t *agent, vnx_side_channel_t *channel,
 typedef struct vnx_peer vnx_peer_t;
 
 /* Fetch the publication at host:port, load its metadata and prepare its lists.
- * `timeout_ms` and `retries`: as in vnx_side_channel_request_params_t.
+ * `timeout_ms` and `retries`, which limit the fetching: as in
+ * vnx_side_channel_request_params_t.
  * Returns owned: vnx_peer_free().
  *
  * Each row is checked against the regions in the metadata as by

@@ -7,12 +7,14 @@
  * overview.
  *
  * Threads    Every call is safe from any thread at any time.
- * Waiting    vnx_agent_wait() takes a deadline.  Loading metadata may wait
- *            some seconds for a process of this host; deregistering memory,
- *            removing a peer and closing an agent wait for peers that are
- *            copying or do not read their messages, 2 s.  vnx_xfer_cancel()
- *            and vnx_xfer_release() of a posted transfer return when the
- *            current chunk is copied (well under 1 ms).
+ * Waiting    vnx_agent_wait() waits until the deadline that it is given;
+ *            with VNX_FOREVER it has none.  No other call waits without a
+ *            limit.  Creating the first backend opens libraries.  Loading
+ *            metadata, deregistering memory, removing a peer, closing an
+ *            agent, and cancelling or releasing a posted transfer may wait
+ *            for a peer, normally for less than 1 ms; their comments give the
+ *            limits.  Querying memory may wait for the storage.  If
+ *            vnx_agent_may_wait(), every call may wait for a lock.
  * Ownership  "borrows": used during the call only.  "copies": the caller may
  *            free at once.  "returns owned": the caller frees with the named
  *            function.  Objects may be released in any order.
@@ -147,8 +149,9 @@ typedef struct vnx_xfer vnx_xfer_t;
 typedef struct vnx_agent_config {
     size_t size;                 /* sizeof(vnx_agent_config_t) */
     const char *engine;          /* "auto" (NULL), "native", "nixl" */
-    unsigned num_threads;        /* copy threads per transfer; 0: one per
-                                    core, at most 4 */
+    unsigned num_threads;        /* copy threads per transfer, and UCX
+                                    workers; 0: one per core, at most 4.
+                                    More than 16 count as 16 */
     uint64_t notif_bytes_max;    /* limit of pending notifications in bytes;
                                     above it the oldest is dropped.  0: 256
                                     MiB */
@@ -174,9 +177,13 @@ vnx_status_t vnx_agent_create(const void *name, size_t name_len,
                               vnx_agent_t **out_p, vnx_error_t *error);
 
 /* Stop the agent for good: cancel transfers in flight, tell the peers, wake
- * waiters with VNX_ERR_CLOSED and end the thread.  Later calls return
+ * waiters with VNX_ERR_CLOSED and end the threads.  Later calls return
  * VNX_ERR_CLOSED.  May be called more than once; every call returns when the
- * agent has stopped. */
+ * agent has stopped.  That takes milliseconds, unless peers do not answer:
+ * closing waits up to 2 s for queued notifications to be sent, up to 2 s for
+ * peers to unmap GPU memory of the agent, and for transfers in flight as
+ * vnx_xfer_cancel() does.  The engine nixl cannot stop transfers: it waits up
+ * to 5 s for them, and then does not free NIXL's agent. */
 void vnx_agent_close(vnx_agent_t *agent);
 
 vnx_agent_t *vnx_agent_retain(vnx_agent_t *agent);
@@ -193,10 +200,11 @@ const void *vnx_agent_name(const vnx_agent_t *agent, size_t *len_p);
  * vnx_agent_create_backend() says when it may change. */
 const char *vnx_agent_engine(const vnx_agent_t *agent);
 
-/* Return whether calls that make, post and release transfers, and
- * vnx_agent_poll_notifs(), may wait for calls of other threads on the agent:
- * with the engine nixl, for a lock of NIXL's.  Release a lock that other
- * threads need before such a call.  One atomic load. */
+/* Return whether calls that make, post, estimate and release transfers or
+ * release prepared lists, and vnx_agent_poll_notifs(), may wait for calls of
+ * other threads on the agent: with the engine nixl, for a lock of NIXL's.
+ * Release a lock that other threads need before such a call.  One atomic load.
+ */
 bool vnx_agent_may_wait(const vnx_agent_t *agent);
 
 /* The i-th backend that this agent can create; NULL past the last one.  As
@@ -247,7 +255,11 @@ vnx_status_t vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
 
 /* Deregister ranges, exactly as they were registered; all or none.  When it
  * returns, nothing on this host touches the memory, unless a peer was stopped
- * (then a warning is logged). */
+ * (then a warning is logged).  Transfers in flight on it are stopped, as by
+ * vnx_xfer_cancel(), and fail with VNX_ERR_NOT_FOUND.  The call waits up to
+ * 2 s for peers of this host that are copying the memory, and up to 2 s for
+ * those that have mapped GPU memory.  With the engine nixl it waits up to 5 s
+ * for transfers in flight. */
 vnx_status_t vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                                   const vnx_reg_desc_t *descs, size_t count,
                                   const char *const *backends,
@@ -295,17 +307,25 @@ vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
  * this host, a warning with the agent's name and both processes is logged,
  * once per pair.  (Never by the engine nixl: NIXL's metadata does not identify
  * the process.)
+ * Waits up to 10 s for a process of this host that is stopped or does not get
+ * to run: 5 s until it accepts a connection, 5 s until it allows access to its
+ * memory.  Also waits for other calls that load or remove this peer.
  * Errors: VNX_ERR_MISMATCH (not metadata), VNX_ERR_INVALID_PARAM (our own),
- * VNX_ERR_BACKEND (no common way to reach the peer; the cause names each one),
- * VNX_ERR_NOT_ALLOWED (the kernel forbids it, and the cause says how to allow
- * it; or the agent has a metadata secret and the blob is not signed with it).
- */
+ * VNX_ERR_NOT_FOUND (the agent has no backend, or the blob has no connection
+ * data and the peer is not loaded), VNX_ERR_BACKEND (no common way to reach
+ * the peer; the cause names each one), VNX_ERR_NOT_ALLOWED (the kernel forbids
+ * it, and the cause says how to allow it; or the agent has a metadata secret
+ * and the blob is not signed with it), VNX_ERR_REMOTE_DISCONNECT (the blob has
+ * no connection data, and the peer is gone), VNX_ERR_CLOSED (the agent is
+ * closed). */
 vnx_status_t vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob,
                                      size_t len, vnx_bytes_t *name_p,
                                      vnx_error_t *error);
 
 /* Remove a peer; transfers in flight to it fail.  An unknown peer is not an
- * error. */
+ * error.  Waits up to 2 s until notifications that are queued for a process of
+ * this host are sent, and up to 2 s until GPU memory of the peer is unmapped.
+ * With the engine nixl it waits up to 2 s for transfers in flight. */
 vnx_status_t vnx_agent_remove_peer(vnx_agent_t *agent, const void *name,
                                    size_t name_len, vnx_error_t *error);
 
@@ -447,19 +467,25 @@ vnx_xfer_state_t vnx_xfer_state(const vnx_xfer_t *xfer);
 vnx_status_t vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error);
 
 /* Stop the transfer.  *stopped_p is false if it had already ended.  When this
- * returns, no further byte lands.  If the backend cannot stop it, this is an
- * error and the transfer continues.  It waits for the post that is in progress
- * when it is called, not for one that another thread begins afterwards. */
+ * returns VNX_OK, no further byte lands.  On an error the transfer continues.
+ * Waits until the copy threads have copied their chunks, well under 1 ms; by
+ * UCX until the operations in flight have completed or, if none does for 1 s,
+ * until the connection is closed by force; for GPU memory of another process
+ * up to 5 s, until its owner has stopped.  It waits for the post that is in
+ * progress when it is called, not for one that another thread begins
+ * afterwards.
+ * Errors: VNX_ERR_NOT_SUPPORTED (the engine nixl cannot stop a transfer in
+ * flight), VNX_ERR_TIMEOUT (it did not stop within 10 s). */
 vnx_status_t vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p,
                              vnx_error_t *error);
 
-/* Release the handle; cancel the transfer first if it is posted.  On an error
- * (it cannot be stopped now) the handle stays valid; try again.  NULL is
- * allowed. */
+/* Release the handle; cancel the transfer first if it is posted, which may
+ * wait.  On an error of vnx_xfer_cancel() the handle stays valid; try again.
+ * NULL is allowed. */
 vnx_status_t vnx_xfer_release(vnx_xfer_t *xfer, vnx_error_t *error);
 
-/* The same, but a transfer that cannot be stopped now is released too: it is
- * freed when its work has ended.  For destructors. */
+/* The same, but a transfer that cannot be stopped is released too: it is freed
+ * when its work has ended.  Waits as vnx_xfer_cancel().  For destructors. */
 void vnx_xfer_abandon(vnx_xfer_t *xfer);
 
 typedef struct vnx_xfer_telemetry {
@@ -511,8 +537,8 @@ vnx_status_t vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers,
                             vnx_error_t *error);
 
 /* An eventfd, readable if a transfer has ended or a notification has arrived
- * since the last vnx_agent_clear_events() or vnx_agent_take_notifs().  Owned
- * by the agent: do not close it. */
+ * since the last vnx_agent_clear_events(), vnx_agent_take_notifs() or
+ * vnx_agent_wait().  Owned by the agent: do not close it. */
 vnx_status_t vnx_agent_fileno(vnx_agent_t *agent, int *fd_p,
                               vnx_error_t *error);
 void vnx_agent_clear_events(vnx_agent_t *agent);
@@ -542,15 +568,22 @@ struct vnx_notif {
 vnx_notif_t *vnx_agent_take_notifs(vnx_agent_t *agent);
 void vnx_notif_free(vnx_notif_t *chain);
 
-/* The parts of vnx_agent_take_notifs(), for callers that hold a lock.  The
- * first one takes what has arrived, and never waits.  *poll_is_due_p: nothing
- * has, for many calls in a row; call the second one, which receives what is on
- * its way, and take again. */
+/* vnx_agent_take_notifs() in two steps, for callers that hold a lock.
+ * vnx_agent_take_arrived() takes the notifications that have arrived, and
+ * never waits.  It sets *poll_is_due_p if many calls in a row have found none.
+ * Then call vnx_agent_poll_notifs(), which receives those that are on their
+ * way (vnx_agent_may_wait() tells whether it may wait), and take again. */
 vnx_notif_t *vnx_agent_take_arrived(vnx_agent_t *agent, bool *poll_is_due_p);
 void vnx_agent_poll_notifs(vnx_agent_t *agent);
 
 /* Send a notification that belongs to no transfer (copied).  It is delivered
- * exactly once and in order, unless the peer is gone. */
+ * once and in order, unless the connection to the peer breaks, or the peer
+ * drops it, because the notifications that nobody has taken there exceed its
+ * limit (notif_bytes_max).  Does not wait for the peer.
+ * Errors: VNX_ERR_NOT_FOUND (the peer is not loaded, or the agent has no
+ * backend), VNX_ERR_REMOTE_DISCONNECT (the peer is gone), VNX_ERR_BACKEND (the
+ * peer does not read, and 256 MiB are queued for it), VNX_ERR_INVALID_PARAM
+ * (by SHM: a message of 1 GiB or more), VNX_ERR_CLOSED, VNX_ERR_NO_MEMORY. */
 vnx_status_t vnx_agent_send_notif(vnx_agent_t *agent, const void *peer,
                                   size_t peer_len, const void *message,
                                   size_t message_len, vnx_error_t *error);

@@ -15,14 +15,18 @@
  * at a time for the peers of one name) and the operations on one builder (one
  * thread at a time).
  *
- * Waiting: only stop(), probe and the first backend_create (which may open
- * libraries) may wait for longer than it takes to copy a chunk; peer_load for
- * a process of this host, for some seconds; peer_close for transfers that
- * cannot be stopped and for queued notifications, and mem_deregister for peers
- * that use the memory, each for 2 s.  No other operation waits for a peer's
- * answer.
- * With `may_wait`, every operation may also wait for a lock of the engine's
- * library.
+ * Waiting: these operations may wait for longer than it takes to copy a chunk:
+ *   probe, the first backend_create   to open libraries
+ *   stop()           some seconds for peers and for transfers that cannot be
+ *                    stopped
+ *   peer_load        up to 10 s for a process of this host
+ *   peer_close       up to 2 s for queued notifications, and for transfers
+ *                    that cannot be stopped
+ *   mem_deregister   up to 2 s for peers that use the memory, and up to 5 s
+ *                    for transfers that cannot be stopped
+ *   mem_query        for the storage
+ * No other operation waits for a peer's answer.  With `may_wait`, every
+ * operation may also wait for a lock of the engine's library.
  *
  * Locks: the core holds none of its locks while it calls an operation, except:
  * the lock of its choice for probe and, until the agent is bound
@@ -142,8 +146,9 @@ struct vnxi_engine_ops {
     uint32_t abi;     /* VNXI_ENGINE_ABI */
     uint32_t size;    /* sizeof(vnxi_engine_ops_t) */
     const char *name; /* "native" */
-    bool may_wait;    /* xfer_prepare, xfer_post, xfer_release and notif_poll
-                         may wait for calls of other threads */
+    bool may_wait;    /* list_release, xfer_prepare, xfer_post, xfer_release,
+                         xfer_estimate and notif_poll may wait for calls of
+                         other threads */
 
     /* -- Life ------------------------------------------------------------ */
 
