@@ -141,8 +141,12 @@ class NixlAgent(Agent):
         """Create a backend; the first one chooses the engine.
 
         With the engine "auto", one that the engine lacks changes the engine,
-        which takes over the others, until memory is registered, metadata read
-        or a peer loaded.
+        which takes over the others, until memory is registered, metadata read,
+        a list prepared or a peer loaded.
+
+        Args:
+            backend: A name of get_plugin_list().
+            initParams: Its parameters.
 
         nixlNotFoundError for an unknown name, or if the engine cannot change
         any more; nixlNotAllowedError if it exists.
@@ -351,8 +355,9 @@ class NixlAgent(Agent):
                 regular strides take some 40 bytes in all, other rows 24 each.
             port: Where to listen; 0: any free port, or that of the running
                 listener; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600.
-            host: As for start_side_channel_listener(); None: all addresses,
-                or those of the running listener.
+            host: As for start_side_channel_listener(); None: that of the
+                running listener, otherwise VLLM_NIXL_SIDE_CHANNEL_HOST, or
+                all of the machine's addresses.
             mem_type: The memory type of arrays and tuples.
 
         nixlNotFoundError and nixlInvalidParamError name the list and the
@@ -389,6 +394,10 @@ class NixlAgent(Agent):
         Returns the Peer: its name, as a str, with the prepared lists. Attach
         again when the peer has restarted or has published again.
 
+        After the exchange it loads the metadata, as add_remote_agent(): if the
+        peer is on this host and its process is stopped, that may wait up to
+        10 s more.
+
         nixlBackendError if nobody listens; nixlNotFoundError if the listener
         serves metadata alone (start_side_channel_listener()), or for a row
         that is not in the memory that the peer has registered;
@@ -410,8 +419,10 @@ class NixlAgent(Agent):
     ) -> Peer:
         """attach() for asyncio; other tasks run during the exchange.
 
-        At its end the lists are checked and prepared in the loop's thread:
-        about 0.1 us for each row that is not at a regular stride.
+        After the exchange, the metadata is loaded and the lists are checked
+        and prepared in the loop's thread: about 0.1 us for each row that is
+        not at a regular stride, and up to 10 s if the peer is on this host and
+        its process is stopped.
         """
         return Peer(
             await self._channel()._attach_async(
@@ -435,7 +446,13 @@ class NixlAgent(Agent):
 
         Transfers in flight end as cancelled, waiters raise nixlClosedError,
         peers see the agent leave; later calls raise nixlClosedError. Calling
-        it again does nothing.
+        it again only waits for a thread that is closing the agent.
+
+        It takes milliseconds, unless peers do not answer: it waits up to 2 s
+        for queued notifications to be sent, up to 2 s for peers to unmap GPU
+        memory, up to 1 s for commands of the metadata listener, and for
+        transfers in flight as cancel() does. The engine nixl waits up to 5 s
+        for transfers in flight. Other threads run meanwhile.
         """
         self.stop_side_channel_listener()
         super().close()

@@ -117,9 +117,11 @@ class nixl_agent_config:
             metadata_secret keeps out foreign metadata.
         listen_port: Its port, 0 to 65535; 0 binds a free one, which
             NixlAgent.listen_port returns.
-        capture_telemetry: Accepted and ignored: telemetry is always
-            collected.
-        num_threads: Copy threads per transfer; 0: one per core, at most 4.
+        capture_telemetry: Whether metrics are exported, if the environment
+            names an exporter and does not set NIXL_TELEMETRY_ENABLE
+            (docs/metrics.md). Telemetry is always collected.
+        num_threads: Copy threads per transfer, and UCX workers; 0: one per
+            core, at most 4. More than 16 count as 16.
         backends: Backends to create with the agent. "UCX" stands for the
             best path to each peer.
         sync_mode: Accepted and ignored: every call is thread-safe.
@@ -128,7 +130,7 @@ class nixl_agent_config:
         listen_host: Where the metadata listener listens: an address or a
             name; "": every address of the machine, IPv6 and IPv4.
         listen_max_frame: Most bytes of metadata that it accepts or sends at
-            once, up to 1 GiB; 0: 256 MiB.
+            once, from 4096 to 1 GiB; 0: 256 MiB.
         metadata_secret: A secret that agents share, str or bytes, of at least
             8 bytes (better 16 random ones). The agent signs the metadata that
             it publishes and refuses metadata that is not signed with the same
@@ -190,8 +192,10 @@ class nixl_agent_config:
 class nixlAgentConfig:
     """The configuration of a raw agent: NIXL's arguments, by position or name.
 
-    useProgThread, syncMode, pthrDelay, lthrDelay, captureTelemetry and
-    etcdWatchTimeout are accepted and ignored; NIXL itself ignores numWorkers.
+    useProgThread, syncMode, pthrDelay, lthrDelay and etcdWatchTimeout are
+    accepted and ignored; NIXL itself ignores numWorkers. The others are
+    enable_listen_thread, listen_port and capture_telemetry of
+    nixl_agent_config.
     """
 
     def __init__(

@@ -88,14 +88,14 @@ FILE_SEG: nixl_mem_t
 # -- Exceptions --------------------------------------------------------------
 
 class NixlError(Exception):
-    """The base class of all errors of this package.
+    """The base class of the errors of agents and side channels.
 
     status: number of the status, as in NIXL
     peer: name of the peer concerned, or None
     index: the offending row, from 0, or None
     operation: the call that failed, or None
     handles: if a wait raised it, the transfers as lists: 'ended' (without
-        error), 'failed' (or cancelled) and 'pending'; else None
+        error), 'failed' (or cancelled) and 'pending'; otherwise None
     """
 
     status: int
@@ -196,8 +196,8 @@ class nixlXferDList(_Exports):
         number creates that many rows of zeros, as init_size does;
         nixlInvalidParamError if it is negative or too large
 
-    Always true, also when empty. It exports its rows as a read-only Nx3
-    buffer of uint64.
+    Always true, also when empty. It exports its rows as a read-only Nx3 buffer
+    of uint64.
     """
 
     def __init__(
@@ -256,8 +256,9 @@ class nixlRegDList(_Exports):
     """A list of descriptors to register: (address, length, device id, meta
     info).
 
-    The arguments are those of nixlXferDList; meta info is bytes (or str, kept
-    as bytes), empty for rows of arrays and for tensors.
+    The arguments are those of nixlXferDList, with 4-tuples. Meta info is a
+    path or a key for storage backends: bytes (or str, kept as bytes), empty
+    for rows of arrays and for tensors.
     """
 
     def __init__(
@@ -317,10 +318,11 @@ class nixlRegDList(_Exports):
 
 @final
 class nixlRemoteDList(_Exports):
-    """A list of descriptors of peers: (address, length, device id, name of
-    the agent).
+    """A list of descriptors of peers: (address, length, device id, name of the
+    agent).
 
-    The arguments are those of nixlXferDList, without arrays.
+    The arguments are those of nixlXferDList, with 4-tuples and without arrays,
+    which raise TypeError.
     """
 
     def __init__(
@@ -383,8 +385,9 @@ class nixl_xfer_handle:
     def release(self) -> None:
         """Free the transfer; calling it again does nothing.
 
-        A transfer in progress is stopped first. If the backend cannot stop it
-        now, an exception is raised and the handle stays valid.
+        A transfer in progress is stopped first, as by cancel(): no byte moves
+        afterwards. If it cannot be stopped, an exception is raised and the
+        handle stays valid.
         """
 
     def result(self, timeout: float | None = None) -> nixlXferTelemetry:
@@ -408,8 +411,8 @@ class nixl_prepped_dlist_handle:
     """
 
     def release(self) -> None:
-        """Free the list; calling it again does nothing. Transfers created
-        from it continue."""
+        """Free the list; calling it again does nothing. Transfers created from
+        it continue."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *args: object) -> None: ...
@@ -497,20 +500,44 @@ class SideChannel:
         """Serve metadata. Returns the port; 0 binds a free one.
 
         port: None is VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600
-        metadata: bytes, or a mapping from key to bytes; '' or None is the
-            default key, (0, 1) the same as '0,1'
-        host: an address, a name, an interface, or several; None or '' is
-            VLLM_NIXL_SIDE_CHANNEL_HOST, or every address of the machine
+        metadata: bytes (copied), or a mapping from key to bytes. A key is a
+            str, bytes, or a tuple of ints such as (pp_rank, tp_rank): (0, 1)
+            is the same as '0,1'. '' or None is the default key, for requests
+            that name none
+        host: an address, a name, an interface ('eth0'), or several, in a list
+            or with commas; None or '' is VLLM_NIXL_SIDE_CHANNEL_HOST, or every
+            address of the machine, IPv6 and IPv4
+
+        nixlNotAllowedError, which is also a RuntimeError here, if it is
+        running; nixlBackendError if the address is in use.
         """
 
     def set_metadata(self, metadata: _Metadata, key: _Key = None) -> None:
-        """Replace the served metadata while the listener runs."""
+        """Replace the served metadata while the listener runs.
+
+        metadata: bytes for `key`, or a mapping from key to bytes; other keys
+            stay
+        key: as for start_listener()
+
+        nixlNotAllowedError if it is not running.
+        """
 
     def remove_metadata(self, key: _Key = None) -> None:
-        """Stop serving metadata under the key."""
+        """Stop serving metadata under the key.
+
+        nixlNotFoundError if nothing is served there, nixlNotAllowedError if
+        the listener is not running.
+        """
 
     def advertised_address(self, peer: str | None = None) -> tuple[str, int]:
-        """The host and port of the running listener, for peers."""
+        """The host and port of the running listener, for peers.
+
+        peer: the host that will connect; a warning is logged if it is another
+            host and the address is a loopback address
+
+        The host is `advertise`, VLLM_NIXL_SIDE_CHANNEL_HOST, the one that was
+        bound, or the machine's first address that is not loopback.
+        """
 
     def request_metadata(
         self,
@@ -523,9 +550,17 @@ class SideChannel:
     ) -> bytes:
         """Fetch the metadata served by the listener at host:port.
 
-        timeout_ms limits the whole exchange. Other threads run meanwhile.
-        retries: further attempts while the peer is not there; None: until the
-            timeout
+        timeout_ms: limit for the whole exchange: name look-up, connecting to
+            each address, TLS, sending, receiving, further attempts
+        key: a str, bytes, or a tuple of ints; None: the default key
+        retries: further attempts while nobody listens, or if the connection
+            breaks; None: until the timeout
+
+        Other threads run meanwhile; Ctrl-C ends the wait. nixlTimeoutError
+        after the timeout, nixlNotFoundError for an unknown name or key,
+        nixlNotAllowedError if the secrets differ or a certificate is not
+        trusted, nixlMismatchError for a reply above max_frame,
+        nixlBackendError for everything else that fails.
         """
 
     def request_many(
@@ -536,6 +571,9 @@ class SideChannel:
         retries: int | None = 0,
     ) -> list[bytes | Exception]:
         """Request metadata from many peers at once, on the calling thread.
+
+        peers: an iterable of (host, port) or (host, port, key)
+        timeout_ms, retries: of each request, as for request_metadata()
 
         Returns, for each peer in the same order, the bytes or the exception
         that request_metadata() would have raised.
@@ -573,13 +611,27 @@ class SideChannel:
         mem_type: _MemType,
     ) -> int: ...
     def shutdown(self) -> None:
-        """Stop serving and free the port, without waiting for clients."""
+        """Stop serving and free the port, without waiting for clients. Does
+        nothing if the listener is not running."""
 
     def is_running(self) -> bool:
         """Return whether the listener is running."""
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the listener since its creation."""
+        """Counters of the listener since its creation:
+
+        - accepted: connections that were accepted
+        - served: replies that were sent completely
+        - refused: clients that were refused for what they sent; refusals: the
+          same by reason (a dict)
+        - timed_out: clients that did not end within client_timeout_ms, or were
+          idle for too long
+        - evicted: connections that were closed to make room for a new one
+        - open: connections now
+        - bytes_received, bytes_sent
+        - latency: replies by the time that they took (a list): [0] below 1 us,
+          [i] from `2**(i-1)` to `2**i` us
+        """
 
     @property
     def port(self) -> int:
@@ -589,7 +641,32 @@ class SideChannel:
     def __exit__(self, *args: object) -> None: ...
 
 class TcpSideChannel(SideChannel):
-    """A side channel over TCP."""
+    """A side channel over TCP.
+
+    The listener has one thread for all clients; one that is slow, silent or
+    misbehaves costs only its own connection. Every method may be called from
+    any thread.
+
+    Options:
+
+    - max_frame: most bytes of a blob that is accepted or served; None: 256 MiB
+    - max_connections: at once; a new one replaces the one that has been idle
+      longest; None: 4096, or what the process may open
+    - client_timeout_ms: limit for a client's whole exchange, at the listener;
+      None: 5000
+    - idle_timeout_ms: limit for a client that neither sends nor receives; at
+      most, and None: client_timeout_ms
+    - max_rate: new connections per second from one address; None: no limit
+    - tls: use TLS; each of the next four, if given, implies it
+    - tls_certificate, tls_key: PEM files, for listening
+    - tls_ca: a PEM file with the authorities that requests trust; None: the
+      system's
+    - tls_name: the name that requests expect in the certificate; None: the
+      host
+    - secret: shared by all that may exchange metadata, the key of TLS instead
+      of the tls options; None: VLLM_NIXL_SIDE_CHANNEL_SECRET
+    - advertise: the host that advertised_address() returns
+    """
 
     def __new__(
         cls,
@@ -609,7 +686,12 @@ class TcpSideChannel(SideChannel):
     ) -> Self: ...
 
 class ZmqSideChannel(SideChannel):
-    """A side channel over ZeroMQ, compatible with vLLM."""
+    """A side channel over ZeroMQ, compatible with vLLM.
+
+    The options are those of TcpSideChannel. But vLLM's protocol has neither
+    TLS nor secrets: with one of them, listening and requests raise
+    nixlNotSupportedError; so does the constructor if this build lacks ZeroMQ.
+    """
 
     def __new__(
         cls,
@@ -629,7 +711,12 @@ class ZmqSideChannel(SideChannel):
     ) -> Self: ...
 
 class HttpSideChannel(SideChannel):
-    """A side channel over HTTP."""
+    """A side channel over HTTP.
+
+    The options are those of TcpSideChannel. But the secret is a bearer token,
+    which is sent only over TLS or on loopback. nixlNotSupportedError if this
+    build lacks HTTP.
+    """
 
     def __new__(
         cls,
@@ -673,20 +760,22 @@ _Indices: TypeAlias = Sequence[int] | Buffer
 class Agent:
     """A named endpoint that owns regions, peers, transfers and notifications.
 
-    The base of NixlAgent.
+    The base of NixlAgent. Every method may be called from any thread at any
+    time.
 
     agent_name: str or bytes, not empty
     engine: 'auto' (None), 'native' or 'nixl'
-    num_threads: copy threads per transfer; 0: one per core, at most 4
+    num_threads: copy threads per transfer, and UCX workers; 0: one per core,
+        at most 4; more than 16 count as 16
     notif_bytes_max: most bytes of pending notifications; above it the oldest
         is dropped; 0: 256 MiB
     backends: backends that will be created, so that 'auto' chooses an engine
         that has all of them
-    metadata_secret: str or bytes; signs our metadata, and only metadata
-        signed with it is loaded; None: VLLM_NIXL_METADATA_SECRET
+    metadata_secret: str or bytes; signs our metadata, and only metadata signed
+        with it is loaded; None: VLLM_NIXL_METADATA_SECRET
 
-    nixlInvalidParamError for a number out of range, RuntimeError if
-    __init__() was called before.
+    nixlInvalidParamError for a number out of range, RuntimeError if __init__()
+    was called before.
     """
 
     name: str
@@ -730,8 +819,15 @@ class Agent:
         """Stop the agent's work for good.
 
         Transfers in flight end as cancelled, waiters raise nixlClosedError,
-        peers see the agent leave, its thread ends; later calls raise
-        nixlClosedError. Calling it again does nothing.
+        peers see the agent leave, its threads end; later calls raise
+        nixlClosedError. Calling it again only waits for a thread that is
+        closing the agent.
+
+        It takes milliseconds, unless peers do not answer: it waits up to 2 s
+        for queued notifications to be sent, up to 2 s for peers to unmap GPU
+        memory, up to 1 s for commands of the metadata listener, and for
+        transfers in flight as cancel() does. The engine nixl waits up to 5 s
+        for transfers in flight. Other threads run meanwhile.
         """
 
     def __enter__(self) -> Self: ...
@@ -744,24 +840,31 @@ class Agent:
     ) -> None:
         """Create a backend; the first one chooses the engine.
 
-        nixlNotFoundError for an unknown name, nixlNotAllowedError if it
-        exists.
+        backend: a name of get_plugin_list()
+        initParams: its parameters
+
+        nixlNotFoundError for an unknown name, or if the engine cannot change
+        any more; nixlNotAllowedError if it exists.
         """
 
     def get_plugin_list(self) -> list[str]:
         """Names of the backends that can be created."""
 
     def get_plugin_mem_types(self, backend: str) -> list[str]:
-        """Memory types of a plugin, as 'DRAM_SEG'; nixlNotFoundError."""
+        """Names of the memory types of a plugin, such as 'DRAM_SEG';
+        nixlNotFoundError for an unknown plugin."""
 
     def get_plugin_params(self, backend: str) -> dict[str, str]:
-        """Parameters of a plugin with their defaults; nixlNotFoundError."""
+        """Parameters of a plugin with their defaults; nixlNotFoundError for an
+        unknown plugin."""
 
     def get_backend_mem_types(self, backend: str) -> list[str]:
-        """Memory types of a created backend; nixlNotFoundError."""
+        """Names of the memory types of a created backend; nixlNotFoundError
+        for one that was not created."""
 
     def get_backend_params(self, backend: str) -> dict[str, str]:
-        """Parameters of a created backend; nixlNotFoundError."""
+        """Parameters of a created backend; nixlNotFoundError for one that was
+        not created."""
 
     # Memory
 
@@ -770,9 +873,16 @@ class Agent:
         descs: nixlRegDList | Sequence[_RegRow] | Buffer | _Tensors,
         mem_type: _MemType | None = None,
     ) -> nixlRegDList:
-        """A nixlRegDList from 4-tuples, a C-contiguous Nx3 array of uint64 or
-        int64, tensors, or such a list.
+        """A nixlRegDList from one of these:
 
+        - a list of tuples (address, length, device id, meta info), the last
+          one a str or bytes
+        - a C-contiguous Nx3 array of uint64 or int64 (address, length, device
+          id): anything with the buffer protocol
+        - a contiguous tensor, or a list of tensors of one device
+        - a nixlRegDList, which is returned as it is
+
+        descs: one of these; lengths in bytes
         mem_type: 'DRAM', 'VRAM', 'BLK', 'OBJ', 'FILE', 'cpu', 'cuda' or a
             member of nixl_mem_t; needed for tuples and arrays
 
@@ -784,16 +894,32 @@ class Agent:
         descs: nixlXferDList | Sequence[_Row] | Buffer | _Tensors,
         mem_type: _MemType | None = None,
     ) -> nixlXferDList:
-        """A nixlXferDList from 3-tuples, a C-contiguous Nx3 array of uint64
-        or int64, tensors, or such a list. As get_reg_descs()."""
+        """A nixlXferDList from one of these:
+
+        - a list of tuples (address, length, device id)
+        - a C-contiguous Nx3 array of uint64 or int64, as for get_reg_descs()
+        - a contiguous tensor, or a list of tensors of one device
+        - a nixlXferDList, which is returned as it is
+
+        descs: one of these; lengths in bytes
+        mem_type: as for get_reg_descs()
+
+        TypeError, ValueError (naming the row) or KeyError (memory type).
+        """
 
     def get_remote_descs(
         self,
         descs: nixlRemoteDList | Sequence[_RegRow],
         mem_type: _MemType | None = None,
     ) -> nixlRemoteDList:
-        """A nixlRemoteDList from tuples (address, length, device id, name of
-        the agent). As get_reg_descs()."""
+        """A nixlRemoteDList from a list of tuples (address, length, device id,
+        name of the agent), or from a nixlRemoteDList, which is returned as it
+        is.
+
+        mem_type: as for get_reg_descs()
+
+        TypeError, ValueError (naming the row) or KeyError (memory type).
+        """
 
     def register_memory(
         self,
@@ -801,7 +927,10 @@ class Agent:
         mem_type: _MemType | None = None,
         backends: Sequence[str] = [],
     ) -> nixlRegDList:
-        """Register memory; all of it or none.
+        """Register memory; all of it or none. Returns the nixlRegDList.
+
+        reg_list, mem_type: as for get_reg_descs()
+        backends: names of backends; empty: all
 
         The memory is borrowed: keep it until it is deregistered. Memory
         registered twice must be deregistered twice. nixlInvalidParamError
@@ -814,6 +943,17 @@ class Agent:
     ) -> None:
         """Deregister a list returned by register_memory(); all of it or none.
 
+        dereg_list: a nixlRegDList with the same ranges
+        backends: names of backends; empty: all
+
+        Transfers in flight on the memory are stopped, as by cancel(), and
+        fail; so do those that are posted later. It waits up to 2 s for peers
+        of this host that are copying the memory, and up to 2 s for peers that
+        have mapped GPU memory; the engine nixl, which cannot stop transfers,
+        waits up to 5 s for them. Then nothing on this host touches the memory
+        any more; if something may, a warning is logged. Other threads run
+        meanwhile.
+
         nixlNotFoundError (naming the row) for memory that is not registered.
         """
 
@@ -823,23 +963,23 @@ class Agent:
         backend: str,
         mem_type: _MemType | None = None,
     ) -> list[dict[str, str] | None]:
-        """Get a storage backend's information about files or objects.
+        """Ask a storage backend about files or objects.
 
-        Args:
-            reg_list: As for register_memory(); the fourth value of each row
-                is the path or key to look up.
-            backend: Its name.
-            mem_type: "FILE", "OBJ", ... unless it is in reg_list.
+        reg_list: as for register_memory(); the fourth value of each row is the
+            path or key to look up
+        backend: its name
+        mem_type: 'FILE', 'OBJ', ... unless it is in reg_list
 
-        Returns a list with a dict for each row that exists ("size",
-        "mtime", ...; str to str), and None for one that does not.
-        nixlNotSupportedError if the backend has no storage.
+        Returns a list with a dict for each row that exists ('size', 'mtime',
+        ...; str to str), and None for one that does not. nixlNotSupportedError
+        if the backend has no storage.
         """
 
     # Metadata and peers
 
     def get_agent_metadata(self) -> bytes:
-        """The agent's current metadata: everything that a peer needs."""
+        """The agent's current metadata: everything that a peer needs to reach
+        its registered memory."""
 
     def get_partial_agent_metadata(
         self,
@@ -847,38 +987,68 @@ class Agent:
         inc_conn_info: bool = False,
         backends: Sequence[str] = [],
     ) -> bytes:
-        """Metadata of the given regions only; if empty, connection data."""
+        """Metadata of the given regions only.
+
+        descs: a nixlRegDList of registered regions; empty: connection data
+            only
+        inc_conn_info: include connection data
+        backends: names of backends; empty: all
+        """
 
     def add_remote_agent(self, metadata: Buffer) -> bytes:
         """Load a peer's metadata. Returns its name.
 
-        Loading it again updates the peer's regions; a restarted peer replaces
-        the old one. nixlMismatchError if the bytes are not valid metadata,
-        nixlInvalidParamError for the agent's own, nixlBackendError if the
-        peer cannot be reached.
+        metadata: bytes, or anything bytes-like
+
+        Loading it again updates the peer's regions. A peer that has restarted
+        under the same name replaces the old one at once; transfers to the old
+        one raise nixlRemoteDisconnectError.
+
+        It may wait up to 10 s for a process of this host that is stopped;
+        other threads run meanwhile. nixlMismatchError if the bytes are not
+        valid metadata, nixlInvalidParamError for the agent's own,
+        nixlBackendError if the peer cannot be reached, nixlNotAllowedError if
+        the kernel forbids it or the signature is missing or wrong,
+        nixlNotFoundError if this agent has no backend.
         """
 
     def remove_remote_agent(self, agent: _Name) -> None:
-        """Forget a peer; an unknown peer is not an error."""
+        """Forget a peer; an unknown peer is not an error.
+
+        Transfers in flight to it fail. It waits up to 2 s for notifications to
+        be sent that are queued for a process of this host, and up to 2 s until
+        GPU memory of the peer is unmapped; on the engine nixl up to 2 s for
+        transfers in flight.
+        """
 
     def check_remote_metadata(
         self, agent: _Name, descs: nixlXferDList | None = None
     ) -> bool:
-        """Return whether the peer is known and has all these descriptors."""
+        """Return whether the peer is known and has all these descriptors.
+
+        agent: str or bytes
+        descs: a nixlXferDList; None: whether the peer is known
+        """
 
     def make_connection(
         self, remote_agent: _Name, backends: Sequence[str] = []
     ) -> None:
-        """Connect now instead of at the first transfer."""
+        """Connect to a peer now instead of at the first transfer.
+
+        nixlNotFoundError for an unknown peer, nixlRemoteDisconnectError if it
+        is gone.
+        """
 
     # Metadata listener
 
     def _listen(self, host: str, port: int, max_frame: int) -> None: ...
     def send_local_metadata(self, ip_addr: str = "", port: int = 8888) -> None:
-        """Send the agent's current metadata to a peer's listener.
+        """Send the agent's current metadata to a peer's listener, which loads
+        it.
 
         ip_addr: an address or a name; '' means a central metadata server,
             which is not supported
+        port: the port of the listener
 
         Returns at once. NIXL's protocol has no answers: later failures are
         logged, counted in stats() and shown by describe().
@@ -893,7 +1063,12 @@ class Agent:
         port: int = 8888,
         label: str = "",
     ) -> None:
-        """send_local_metadata() of the given regions only."""
+        """send_local_metadata() of the given regions only.
+
+        descs, inc_conn_info, backends: as for get_partial_agent_metadata()
+        ip_addr, port: as for send_local_metadata()
+        label: for central metadata servers; ignored
+        """
 
     def fetch_remote_metadata(
         self,
@@ -906,6 +1081,8 @@ class Agent:
 
         remote_agent: the expected agent; another one is loaded too, with a
             warning
+        ip_addr, port: as for send_local_metadata()
+        label: for central metadata servers; ignored
 
         Returns at once; check_remote_metadata() shows when it is loaded.
         """
@@ -913,7 +1090,12 @@ class Agent:
     def invalidate_local_metadata(
         self, ip_addr: str = "", port: int = 8888
     ) -> None:
-        """Make a peer's listener forget this agent."""
+        """Make a peer's listener forget this agent.
+
+        ip_addr, port: as for send_local_metadata()
+
+        Returns at once.
+        """
 
     # Prepared lists
 
@@ -929,15 +1111,20 @@ class Agent:
         agent_name: '' or 'NIXL_INIT_AGENT' for the local side, otherwise the
             peer; with the agent's own name, the agent is its own remote side
         xfer_list: as for get_xfer_descs(), or a C-contiguous Nx5 array of
-            uint64 or int64: address, length, device id, stride, count
+            uint64 or int64: address, length, device id, stride, count. Such a
+            row stands for `count` blocks of `length` bytes, `stride` bytes
+            apart; indices count the blocks
+        mem_type: as for get_reg_descs()
+        backends: names of backends; empty: all
 
-        Other threads run meanwhile. nixlNotFoundError and
-        nixlInvalidParamError name the first row that is not in a registered
-        region.
+        Other threads run meanwhile; do not change the array. nixlNotFoundError
+        and nixlInvalidParamError name the first row that is not in a
+        registered region.
         """
 
     def release_dlist_handle(self, handle: nixl_prepped_dlist_handle) -> None:
-        """Free a prepared list; calling it again does nothing."""
+        """Free a prepared list; calling it again does nothing. Transfers
+        created from it continue."""
 
     # Transfers
 
@@ -954,10 +1141,16 @@ class Agent:
     ) -> nixl_xfer_handle:
         """Create a transfer from rows of prepared lists.
 
-        operation: 'READ' (remote to local) or 'WRITE'
+        operation: 'READ' (remote to local) or 'WRITE'; another word raises
+            KeyError
+        local_xfer_side, remote_xfer_side: handles of prep_xfer_dlist()
         local_indices, remote_indices: lists of int or 1-D arrays of any
-            integer type, of equal length
+            integer type, of equal length; the two rows of a pair must have the
+            same length
         notif_msg: sent to the peer when the data has arrived; empty: none
+        backends: names of backends; empty: all
+        skip_desc_merge: do not merge neighbours that are contiguous on both
+            sides
 
         nixlInvalidParamError names the offending row.
         """
@@ -971,7 +1164,15 @@ class Agent:
         notif_msg: _Message = b"",
         backends: Sequence[str] = [],
     ) -> nixl_xfer_handle:
-        """Create a transfer from descriptors, row by row."""
+        """Create a transfer from descriptors, row by row, without prepared
+        lists.
+
+        operation: 'READ' (remote to local) or 'WRITE'; another word raises
+            KeyError
+        local_descs, remote_descs: nixlXferDLists of equal length
+        remote_agent: the peer, or the agent's own name
+        notif_msg, backends: as for make_prepped_xfer()
+        """
 
     def transfer(
         self,
@@ -980,27 +1181,46 @@ class Agent:
         *,
         timeout: float | None = None,
     ) -> str:
-        """Start a transfer, or start it again: 'DONE' or 'PROC'.
+        """Start a transfer, or start it again. Returns 'DONE' or 'PROC'.
 
-        A transfer that has not ended after `timeout` seconds is stopped and
-        fails with nixlTimeoutError, if the backend can stop it. The call
-        takes about 50 us at most. nixlRepostActiveError while the transfer
-        is in progress, nixlRemoteDisconnectError if the peer is gone.
+        handle: a nixl_xfer_handle of this agent
+        notif_msg: replaces the transfer's notification, unless empty
+        timeout: in seconds; a transfer that has not ended by then is stopped
+            and fails with nixlTimeoutError, if the backend can stop it; None:
+            no limit
+
+        'DONE' means that it was small and has ended. The call takes about
+        50 us at most. nixlRepostActiveError while the transfer is in progress,
+        nixlRemoteDisconnectError if the peer is gone.
         """
 
     def check_xfer_state(self, handle: nixl_xfer_handle) -> str:
-        """'DONE' or 'PROC'; a failed transfer raises its error."""
+        """'DONE' or 'PROC'; a failed transfer raises its error, a cancelled
+        one nixlCancelledError, one that was never posted
+        nixlNotPostedError."""
 
     def cancel(self, handle: nixl_xfer_handle) -> bool:
-        """Stop a transfer; False: it had ended. No byte moves afterwards."""
+        """Stop a transfer; False: it had ended. No byte moves afterwards.
+
+        After True, check_xfer_state() raises nixlCancelledError. The call
+        waits until the transfer has stopped: less than a millisecond for CPU
+        memory of this host, about 1 s by UCX if the peer does not answer, up
+        to 5 s for GPU memory of another process. Other threads run meanwhile.
+
+        nixlNotSupportedError if the backend cannot stop it, nixlTimeoutError
+        if it has not stopped within 10 s; then the transfer continues.
+        """
 
     def release_xfer_handle(self, handle: nixl_xfer_handle) -> None:
-        """Free a transfer; one in progress is stopped first."""
+        """Free a transfer; calling it again does nothing. One in progress is
+        stopped first, as by cancel(). If that fails, its error is raised and
+        the handle stays valid."""
 
     def get_xfer_telemetry(
         self, handle: nixl_xfer_handle
     ) -> nixlXferTelemetry:
-        """Telemetry of a transfer; nixlNotPostedError if never posted."""
+        """Telemetry of a transfer; nixlNotPostedError if it was never
+        posted."""
 
     def query_xfer_backend(self, handle: nixl_xfer_handle) -> str:
         """Name of the backend that the transfer uses."""
@@ -1008,14 +1228,21 @@ class Agent:
     def estimate_xfer_cost(
         self, req_handle: nixl_xfer_handle
     ) -> tuple[int, int, str]:
-        """Duration and error margin in microseconds, and the method."""
+        """Estimate a transfer: duration and error margin in microseconds, and
+        the method."""
 
     # Waiting
 
     def check_xfer_states(
         self, handles: nixl_xfer_handle | Iterable[nixl_xfer_handle]
     ) -> list[str]:
-        """'DONE', 'PROC' or 'ERR' for each; 'ERR': see check_xfer_state()."""
+        """'DONE', 'PROC' or 'ERR' for each.
+
+        handles: a nixl_xfer_handle, or an iterable of them
+
+        'ERR' stands for failed, cancelled and never posted; check_xfer_state()
+        raises which.
+        """
 
     def wait(
         self,
@@ -1026,20 +1253,26 @@ class Agent:
     ) -> list[nixl_xfer_handle]:
         """Sleep until all (or any) have ended; return those that have.
 
+        handles: a nixl_xfer_handle, or an iterable of them
         timeout: in seconds; None: no limit
+        any_of: return as soon as one has ended
         check: raise the error of a failed or cancelled transfer at once (of
-            the first one in the given order); otherwise such a transfer
-            counts as ended
+            the first one in the given order), while the others continue;
+            False: such a transfer counts as ended
 
-        Other threads run meanwhile; Ctrl-C ends the wait. nixlTimeoutError;
-        nixlNotPostedError, also with check=False; nixlClosedError. They have
-        .handles (see NixlError).
+        Other threads run meanwhile; Ctrl-C ends the wait. Raises the error of
+        a transfer, nixlTimeoutError after the timeout, nixlNotPostedError for
+        a transfer that was never posted (also with check=False: it would never
+        end), and nixlClosedError.
+
+        These errors have .handles (see NixlError); .index is the place of the
+        transfer in handles. nixlTimeoutError also has .pending.
         """
 
     def fileno(self) -> int:
         """An eventfd, readable if a transfer ended or a notification arrived
         since the last get_new_notifs(), check_xfer_states(), wait() or
-        result()."""
+        result(). The agent owns it: do not close it."""
 
     def _is_over(
         self,
@@ -1070,7 +1303,12 @@ class Agent:
         tag_is_prefix: bool = True,
     ) -> bool:
         """update_notifs(), then remove the first message of that peer that
-        begins with the tag (or contains it). True if there was one."""
+        begins with the tag (or contains it). True if there was one.
+
+        remote_agent_name: str or bytes
+        lookup_tag: bytes or str
+        tag_is_prefix: False: look for the tag anywhere in the message
+        """
 
     def send_notif(
         self,
@@ -1078,17 +1316,42 @@ class Agent:
         notif_msg: _Message,
         backend: str | None = None,
     ) -> None:
-        """Send a notification without a transfer."""
+        """Send a notification without a transfer.
+
+        remote_agent_name: str or bytes
+        notif_msg: bytes or str; may be empty
+        backend: a backend of the agent, or None
+
+        It is delivered once, in the order sent, unless the connection to the
+        peer breaks, or the peer drops it because more than its notif_bytes_max
+        (256 MiB) wait there to be taken. The call does not wait for the peer.
+        nixlNotFoundError if the peer is not loaded, nixlRemoteDisconnectError
+        if it is gone, nixlBackendError if it does not read and 256 MiB are
+        queued for it.
+        """
 
     def _next_notif(self) -> tuple[str, bytes] | None: ...
 
     # Inspection
 
     def describe(self, peer: _Name | None = None) -> dict[str, Any]:
-        """Describe the agent or a peer. docs/telemetry.md lists the keys."""
+        """Describe the agent or a peer. docs/telemetry.md lists the keys.
+
+        peer: str or bytes; None: the agent
+
+        The agent has engine, backends and the reasons for them; a peer has
+        path, state, generation, why no faster path is used, and counters.
+        nixlNotFoundError for an unknown peer.
+        """
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the agent. docs/telemetry.md lists the keys."""
+        """Counters of the agent. docs/telemetry.md lists the keys.
+
+        'failures' and 'refusals' are dicts from the name of a status to a
+        number. Values whose key ends with '_log2' or '_nixl' are histograms:
+        lists of counts. All others are ints.
+        """
 
     def peers(self) -> dict[str, dict[str, Any]]:
-        """State and counters of each loaded peer, by name."""
+        """State and counters of each loaded peer, also of lost ones, by
+        name."""

@@ -183,14 +183,14 @@ error_base_add(PyObject *module)
     }
     state->error_base = PyErr_NewExceptionWithDoc(
         "vllm_nixl._core.NixlError",
-        "What every error of this package derives from.\n\n"
-        "status: number of the status, as NIXL's (int)\n"
-        "peer: name of the peer concerned (str) or None\n"
+        "The base class of the errors of agents and side channels.\n\n"
+        "status: number of the status, as in NIXL (int)\n"
+        "peer: name of the peer concerned (str), or None\n"
         "index: the offending row, from 0 (int), or None\n"
-        "operation: the call that failed (str) or None\n"
-        "handles: where a wait raised it, a dict of lists of transfers: "
-        "'ended' (well),\n"
-        "    'failed' (or cancelled) and 'pending'; else None",
+        "operation: the call that failed (str), or None\n"
+        "handles: if a wait raised it, the transfers as lists: 'ended'\n"
+        "    (without error), 'failed' (or cancelled) and 'pending';\n"
+        "    otherwise None",
         PyExc_Exception, dict);
     Py_DECREF(dict);
     return state->error_base == NULL

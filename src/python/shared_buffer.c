@@ -87,17 +87,18 @@ buffer_get_nbytes(PyObject *op, void *Py_UNUSED(closure))
     return PyLong_FromSsize_t(buffer_length(op));
 }
 
-PyDoc_STRVAR(buffer_doc,
-             "shared_buffer(nbytes)\n--\n\n"
-             "Zeroed memory that peers on this host map rather than copy "
-             "through the kernel.\n\n"
-             "A writable buffer of bytes: memoryview(), numpy.frombuffer() "
-             "and torch.frombuffer()\nsee it without a copy and keep it "
-             "alive. Deregister it before it is dropped.\n\n"
-             "nbytes: its size, above 0");
+PyDoc_STRVAR(
+    buffer_doc,
+    "shared_buffer(nbytes)\n--\n\n"
+    "Zeroed memory that peers on this host can map, so that the kernel\n"
+    "need not copy it.\n\n"
+    "A writable buffer of bytes. memoryview(), numpy.frombuffer() and\n"
+    "torch.frombuffer() use it without a copy and keep it alive.\n"
+    "Deregister it before it is garbage collected.\n\n"
+    "nbytes: its size, above 0");
 
 static PyGetSetDef buffer_getset[] = {
-    {"address", buffer_get_address, NULL, "where it lies (int)", NULL},
+    {"address", buffer_get_address, NULL, "its address (int)", NULL},
     {"nbytes", buffer_get_nbytes, NULL, "its size in bytes (int)", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

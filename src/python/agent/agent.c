@@ -128,10 +128,15 @@ agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
 VNXI_PY_AGENT_METHOD(
     close, (),
     "Stop the agent's work for good.\n\n"
-    "Transfers in flight end as cancelled, waiters raise nixlClosedError,\n"
-    "peers see the agent leave, its thread ends; later calls raise\n"
-    "nixlClosedError. A second time nothing happens. It waits for the\n"
-    "thread, for milliseconds, also if another thread is closing the agent.")
+    "Transfers in flight end as cancelled, waiters raise\n"
+    "nixlClosedError, peers see the agent leave, its threads end; later\n"
+    "calls raise nixlClosedError. Calling it again only waits for a\n"
+    "thread that is closing the agent.\n\n"
+    "It takes milliseconds, unless peers do not answer: it waits up to\n"
+    "2 s for queued notifications to be sent, up to 2 s for peers to\n"
+    "unmap GPU memory, up to 1 s for commands of the metadata listener,\n"
+    "and for transfers in flight as cancel() does. The engine nixl waits\n"
+    "up to 5 s for transfers in flight. Other threads run meanwhile.")
 {
     self->is_closed = true;
     vnx_listener_t *listener = self->listener;
@@ -218,21 +223,22 @@ PyDoc_STRVAR(
     "Agent(agent_name, *, engine=None, num_threads=0, notif_bytes_max=0, "
     "backends=None, metadata_secret=None)\n--\n\n"
     "A named endpoint that owns regions, peers, transfers and\n"
-    "notifications.  The base of NixlAgent, which see.\n\n"
+    "notifications.\n\n"
+    "The base of NixlAgent. Every method may be called from any thread\n"
+    "at any time.\n\n"
     "agent_name: str or bytes, not empty\n"
     "engine: 'auto' (None), 'native' or 'nixl'\n"
-    "num_threads: copy threads of one transfer; 0: as many as cores, at\n"
-    "    most 4\n"
-    "notif_bytes_max: bytes of pending notifications beyond which the\n"
-    "    oldest is dropped;\n"
-    "    0: 256 MiB\n"
-    "backends: names that will be created, so that 'auto' takes an engine\n"
-    "    that has all of them\n"
-    "metadata_secret: str or bytes with which metadata is signed, and\n"
-    "    without which none is loaded; None: VLLM_NIXL_METADATA_SECRET\n\n"
-    "nixlInvalidParamError for a number out of range, RuntimeError where\n"
-    "__init__() was called before.\n\n"
-    "Every method may be called from any thread at any time.");
+    "num_threads: copy threads per transfer, and UCX workers; 0: one per\n"
+    "    core, at most 4; more than 16 count as 16\n"
+    "notif_bytes_max: most bytes of pending notifications; above it the\n"
+    "    oldest is dropped; 0: 256 MiB\n"
+    "backends: backends that will be created, so that 'auto' chooses an\n"
+    "    engine that has all of them\n"
+    "metadata_secret: str or bytes; signs our metadata, and only\n"
+    "    metadata signed with it is loaded; None:\n"
+    "    VLLM_NIXL_METADATA_SECRET\n\n"
+    "nixlInvalidParamError for a number out of range, RuntimeError if\n"
+    "__init__() was called before.");
 
 static PyMethodDef agent_methods[] = {
 #define METHOD(name) VNXI_PY_METHOD_ROW(vnxi_py_agent_, name)
@@ -249,8 +255,8 @@ static PyMemberDef agent_members[] = {
     {"backends", T_OBJECT_EX, offsetof(vnxi_py_agent_t, backends), READONLY,
      "the created backends: name -> number (dict)"},
     {"notifs", T_OBJECT_EX, offsetof(vnxi_py_agent_t, notifs), 0,
-     "what update_notifs() and check_remote_xfer_done() have collected "
-     "(dict)"},
+     "the notifications collected by update_notifs() and "
+     "check_remote_xfer_done() (dict)"},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -285,13 +291,16 @@ agent_get_engine(PyObject *op, void *Py_UNUSED(context))
 
 static PyGetSetDef agent_getset[] = {
     {"plugin_list", agent_get_plugin_list, agent_set_plugin_list,
-     "the backends that can be created (list of str)", NULL},
+     "the backends that can be created; before the first one, those of all "
+     "engines that may be chosen (list of str)",
+     NULL},
     {"engine", agent_get_engine, NULL,
      "'native' or 'nixl'; None before the first backend", NULL},
     {"listen_port", vnxi_py_agent_listen_port, NULL,
      "the port of the metadata listener; 0 when it does not listen (int)",
      NULL},
-    {"closed", agent_get_closed, NULL, "was close() called? (bool)", NULL},
+    {"closed", agent_get_closed, NULL, "whether close() was called (bool)",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -136,8 +136,8 @@ VNXI_PY_AGENT_METHOD(
     "thread.\n\n"
     "backend: a name of get_plugin_list()\n"
     "initParams: its parameters (dict of str to str)\n\n"
-    "nixlNotFoundError for an unknown name, nixlNotAllowedError where it\n"
-    "exists.")
+    "nixlNotFoundError for an unknown name, or if the engine cannot\n"
+    "change any more; nixlNotAllowedError if it exists.")
 {
     const char *name =
         vnxi_py_text_get(self->state, operation, "backend", args->backend);
@@ -240,8 +240,8 @@ params_dict(vnxi_py_agent_t *self, const char *backend, param_fn param_of)
 
 VNXI_PY_AGENT_METHOD(
     get_plugin_mem_types, (REQUIRED(backend)),
-    "Memory types of a plugin: a list of 'DRAM_SEG' and so on.\n"
-    "nixlNotFoundError for an unknown name.")
+    "Names of the memory types of a plugin, such as 'DRAM_SEG' (list of\n"
+    "str); nixlNotFoundError for an unknown plugin.")
 {
     return mem_types(self, vnxi_py_text_get(self->state, operation, "backend",
                                             args->backend));
@@ -249,8 +249,8 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     get_plugin_params, (REQUIRED(backend)),
-    "Parameters of a plugin with their defaults (dict of str to str).\n"
-    "nixlNotFoundError for an unknown name.")
+    "Parameters of a plugin with their defaults (dict of str to str);\n"
+    "nixlNotFoundError for an unknown plugin.")
 {
     return params_dict(
         self,
@@ -260,17 +260,16 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     get_backend_mem_types, (REQUIRED(backend)),
-    "Memory types of a backend that was created: a list of 'DRAM_SEG' and\n"
-    "so on. nixlNotFoundError for one that was not.")
+    "Names of the memory types of a created backend (list of str);\n"
+    "nixlNotFoundError for one that was not created.")
 {
     return mem_types(
         self, vnxi_py_agent_backend(self, operation, args->backend, NULL));
 }
 
-VNXI_PY_AGENT_METHOD(
-    get_backend_params, (REQUIRED(backend)),
-    "Parameters of a backend that was created (dict of str to str).\n"
-    "nixlNotFoundError for one that was not.")
+VNXI_PY_AGENT_METHOD(get_backend_params, (REQUIRED(backend)),
+                     "Parameters of a created backend (dict of str to str);\n"
+                     "nixlNotFoundError for one that was not created.")
 {
     return params_dict(
         self, vnxi_py_agent_backend(self, operation, args->backend, NULL),

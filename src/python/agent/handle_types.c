@@ -27,10 +27,10 @@ handle_clear(PyObject *op)
 PyDoc_STRVAR(
     xfer_release_doc,
     "release($self)\n--\n\n"
-    "Free the transfer; a second time nothing happens.\n\n"
-    "A transfer that is going on is stopped first: no byte lands after the\n"
-    "call. Where the backend cannot stop it now, an exception is raised and\n"
-    "the handle stays valid.");
+    "Free the transfer; calling it again does nothing.\n\n"
+    "A transfer in progress is stopped first, as by cancel(): no byte\n"
+    "moves afterwards. If it cannot be stopped, an exception is raised\n"
+    "and the handle stays valid.");
 
 static PyObject *
 xfer_release(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -44,12 +44,10 @@ VNXI_PY_METHOD_DECLARE(xfer_, result)
 VNXI_PY_METHOD(
     xfer_, vnxi_py_handle_t, vnxi_py_is_usable, result, "result",
     (OPTIONAL(timeout, "None")),
-    "Wait until the transfer has ended. Returns its telemetry, as\n"
-    "get_xfer_telemetry().\n\n"
+    "Wait until it has ended; return its telemetry or raise its error.\n\n"
     "timeout: in seconds; None: no limit\n\n"
-    "Raises what the transfer failed with, and what wait() raises:\n"
-    "nixlTimeoutError, nixlNotPostedError, nixlClosedError. Other threads\n"
-    "run meanwhile; Ctrl-C ends the wait.")
+    "Raises the errors of wait(). Other threads run meanwhile; Ctrl-C\n"
+    "ends the wait.")
 {
     uint64_t timeout_ns;
     if (!vnxi_py_timeout_get(self->state, operation, args->timeout,
@@ -97,10 +95,10 @@ xfer_dealloc(PyObject *op)
 
 PyDoc_STRVAR(
     xfer_doc,
-    "A transfer, made by make_prepped_xfer() or initialize_xfer() of "
-    "an agent.\n\nIt keeps its agent alive and frees what it holds "
-    "when it is dropped; `with handle:`\nand release() do so at once. "
-    "It compares by identity.");
+    "A transfer, created by make_prepped_xfer() or initialize_xfer().\n\n"
+    "It keeps its agent alive. It is freed when it is garbage collected,\n"
+    "or at once by `with handle:` and release(). It compares by\n"
+    "identity.");
 
 static PyMethodDef xfer_methods[] = {
     {"release", xfer_release, METH_NOARGS, xfer_release_doc},
@@ -115,8 +113,8 @@ static PyMethodDef xfer_methods[] = {
 PyDoc_STRVAR(
     dlist_release_doc,
     "release($self)\n--\n\n"
-    "Free the prepared list; a second time nothing happens. Transfers that\n"
-    "were made from it go on.");
+    "Free the list; calling it again does nothing. Transfers created\n"
+    "from it continue.");
 
 static PyObject *
 dlist_release(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -147,12 +145,13 @@ dlist_dealloc(PyObject *op)
     vnxi_py_object_free(op);
 }
 
-PyDoc_STRVAR(dlist_doc,
-             "A prepared list, made by prep_xfer_dlist() of an agent: "
-             "descriptors checked once,\nthen used by index.\n\n"
-             "It keeps its agent alive and frees what it holds when it is "
-             "dropped; `with handle:`\nand release() do so at once. It "
-             "compares by identity.");
+PyDoc_STRVAR(
+    dlist_doc,
+    "A prepared list, created by prep_xfer_dlist(): descriptors that\n"
+    "were checked once and are used by index.\n\n"
+    "It keeps its agent alive. It is freed when it is garbage collected,\n"
+    "or at once by `with handle:` and release(). It compares by\n"
+    "identity.");
 
 static PyMethodDef dlist_methods[] = {
     {"release", dlist_release, METH_NOARGS, dlist_release_doc},

@@ -21,9 +21,11 @@ json_object(vnx_bytes_t *json)
 
 VNXI_PY_AGENT_METHOD(
     describe, (OPTIONAL(peer, "None")),
-    "What there is to say of the agent, or of a peer (str or bytes), as a\n"
-    "dict: engine, backends and why; path, state, generation, why no faster\n"
-    "path, counters. nixlNotFoundError for an unknown peer.")
+    "Describe the agent or a peer. docs/telemetry.md lists the keys.\n\n"
+    "peer: str or bytes; None: the agent\n\n"
+    "The agent has engine, backends and the reasons for them; a peer has\n"
+    "path, state, generation, why no faster path is used, and counters.\n"
+    "nixlNotFoundError for an unknown peer.")
 {
     vnxi_py_bytes_t peer = {.data = ""};
     vnx_bytes_t json;
@@ -133,10 +135,10 @@ statuses_new(const uint64_t counts[VNX_STATUS_COUNT])
 
 VNXI_PY_AGENT_METHOD(
     stats, (),
-    "Counters of the agent, as a dict. 'failures' is a dict: the name of a\n"
-    "status, and how many transfers failed with it. 'xfer_us_log2',\n"
-    "'post_us_log2' and 'notif_wait_us_log2' are lists of 32: how many took\n"
-    "from 2**i to 2**(i + 1) microseconds. The other values are ints.")
+    "Counters of the agent. docs/telemetry.md lists the keys.\n\n"
+    "'failures' and 'refusals' are dicts from the name of a status to a\n"
+    "number. Values whose key ends with '_log2' or '_nixl' are\n"
+    "histograms: lists of counts. All others are ints.")
 {
     vnx_agent_stats_t stats;
     vnx_agent_stats(self->agent, &stats);
@@ -154,8 +156,7 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     peers, (),
-    "The loaded peers, also lost ones: a dict from each name to a dict with\n"
-    "the state and the counters of the peer.")
+    "State and counters of each loaded peer, also of lost ones, by name.")
 {
     vnx_bytes_t json;
     vnx_error_t error;

@@ -137,12 +137,13 @@ invalidate(vnx_listener_t *listener, const char *host, int port,
 
 VNXI_PY_AGENT_METHOD(
     send_local_metadata, (OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888")),
-    "Send the agent's metadata, as it is now, to a peer's listener, which\n"
-    "loads it.\n\n"
+    "Send the agent's current metadata to a peer's listener, which loads\n"
+    "it.\n\n"
     "ip_addr: an address or a name; '' means a central metadata server,\n"
-    "    which is not supported\n\n"
-    "Returns at once. NIXL's protocol has no answers: what goes wrong later\n"
-    "is logged, counted in stats() and shown by describe().")
+    "    which is not supported\n"
+    "port: the port of the listener\n\n"
+    "Returns at once. NIXL's protocol has no answers: later failures are\n"
+    "logged, counted in stats() and shown by describe().")
 {
     address_t address;
     if (!address_get(self, operation, args->ip_addr, args->port, &address)) {
@@ -158,6 +159,7 @@ VNXI_PY_AGENT_METHOD(
      OPTIONAL(label, "''")),
     "send_local_metadata() of the given regions only.\n\n"
     "descs, inc_conn_info, backends: as for get_partial_agent_metadata()\n"
+    "ip_addr, port: as for send_local_metadata()\n"
     "label: for central metadata servers; ignored")
 {
     address_t address;
@@ -178,12 +180,12 @@ VNXI_PY_AGENT_METHOD(
     fetch_remote_metadata,
     (REQUIRED(remote_agent), OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888"),
      OPTIONAL(label, "''")),
-    "Ask a peer's listener for its metadata, and load it when it comes.\n\n"
-    "remote_agent: who is expected there (str or bytes); another one is\n"
+    "Request metadata from a peer's listener; load it when it arrives.\n\n"
+    "remote_agent: the expected agent (str or bytes); another one is\n"
     "    loaded too, with a warning\n"
     "ip_addr, port: as for send_local_metadata()\n"
     "label: for central metadata servers; ignored\n\n"
-    "Returns at once; check_remote_metadata() says when it is there.")
+    "Returns at once; check_remote_metadata() shows when it is loaded.")
 {
     vnxi_py_bytes_t peer;
     address_t address;
@@ -199,8 +201,9 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(invalidate_local_metadata,
                      (OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888")),
-                     "Have a peer's listener forget this agent.\n\n"
-                     "ip_addr, port: as for send_local_metadata()")
+                     "Make a peer's listener forget this agent.\n\n"
+                     "ip_addr, port: as for send_local_metadata()\n\n"
+                     "Returns at once.")
 {
     address_t address;
     if (!address_get(self, operation, args->ip_addr, args->port, &address)) {

@@ -87,19 +87,19 @@ VNXI_PY_AGENT_METHOD(
      REQUIRED(remote_xfer_side), REQUIRED(remote_indices),
      OPTIONAL(notif_msg, "b''"), OPTIONAL(backends, "[]"),
      OPTIONAL(skip_desc_merge, "False")),
-    "Make a transfer from rows of prepared lists. Returns a\n"
+    "Create a transfer from rows of prepared lists. Returns a\n"
     "nixl_xfer_handle.\n\n"
-    "operation: 'READ' (remote to local) or 'WRITE'; another word is a\n"
+    "operation: 'READ' (remote to local) or 'WRITE'; another word raises\n"
     "    KeyError\n"
     "local_xfer_side, remote_xfer_side: handles of prep_xfer_dlist()\n"
     "local_indices, remote_indices: lists of int or 1-D arrays of any\n"
-    "    integer type, equally many; pairs must be of one length\n"
-    "notif_msg: delivered to the peer when the data is there (bytes or\n"
-    "    str);\n"
-    "    empty: none\n"
-    "backends: names of backends\n"
-    "skip_desc_merge: do not merge neighbours that are contiguous on both\n"
-    "    sides\n\n"
+    "    integer type, of equal length; the two rows of a pair must have\n"
+    "    the same length\n"
+    "notif_msg: sent to the peer when the data has arrived (bytes or\n"
+    "    str); empty: none\n"
+    "backends: names of backends; empty: all\n"
+    "skip_desc_merge: do not merge neighbours that are contiguous on\n"
+    "    both sides\n\n"
     "nixlInvalidParamError names the offending row.")
 {
     vnxi_py_backends_t backends;
@@ -164,11 +164,11 @@ VNXI_PY_AGENT_METHOD(
     (REQUIRED(operation), REQUIRED(local_descs), REQUIRED(remote_descs),
      REQUIRED(remote_agent), OPTIONAL(notif_msg, "b''"),
      OPTIONAL(backends, "[]")),
-    "Make a transfer from descriptors, row by row, without prepared lists.\n"
-    "Returns a nixl_xfer_handle.\n\n"
-    "operation: 'READ' (remote to local) or 'WRITE'; another word is a\n"
+    "Create a transfer from descriptors, row by row, without prepared\n"
+    "lists. Returns a nixl_xfer_handle.\n\n"
+    "operation: 'READ' (remote to local) or 'WRITE'; another word raises\n"
     "    KeyError\n"
-    "local_descs, remote_descs: nixlXferDLists of the same length\n"
+    "local_descs, remote_descs: nixlXferDLists of equal length\n"
     "remote_agent: the peer, or the agent's own name (str or bytes)\n"
     "notif_msg, backends: as for make_prepped_xfer()")
 {

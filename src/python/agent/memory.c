@@ -4,11 +4,11 @@
 
 VNXI_PY_AGENT_METHOD(
     get_reg_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
-    "A nixlRegDList from one of\n\n"
-    "- a list of tuples (address, length, device id, meta info as str or\n"
-    "  bytes)\n"
-    "- a C-contiguous Nx3 array of uint64 or int64 (address, length, device\n"
-    "  id): anything with the buffer protocol\n"
+    "A nixlRegDList from one of these:\n\n"
+    "- a list of tuples (address, length, device id, meta info), the\n"
+    "  last one a str or bytes\n"
+    "- a C-contiguous Nx3 array of uint64 or int64 (address, length,\n"
+    "  device id): anything with the buffer protocol\n"
     "- a contiguous tensor, or a list of tensors of one device\n"
     "- a nixlRegDList, which is returned as it is\n\n"
     "descs: one of these; lengths in bytes\n"
@@ -23,9 +23,10 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     get_xfer_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
-    "A nixlXferDList from one of\n\n"
+    "A nixlXferDList from one of these:\n\n"
     "- a list of tuples (address, length, device id)\n"
-    "- a C-contiguous Nx3 array of uint64 or int64, as for get_reg_descs()\n"
+    "- a C-contiguous Nx3 array of uint64 or int64, as for\n"
+    "  get_reg_descs()\n"
     "- a contiguous tensor, or a list of tensors of one device\n"
     "- a nixlXferDList, which is returned as it is\n\n"
     "descs: one of these; lengths in bytes\n"
@@ -39,9 +40,11 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     get_remote_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
-    "A nixlRemoteDList from a list of tuples (address, length, device id,\n"
-    "name of the agent), or the list itself where it is one already.\n\n"
-    "mem_type: as for get_reg_descs()")
+    "A nixlRemoteDList from a list of tuples (address, length, device\n"
+    "id, name of the agent), or from a nixlRemoteDList, which is\n"
+    "returned as it is.\n\n"
+    "mem_type: as for get_reg_descs()\n\n"
+    "TypeError, ValueError (naming the row) or KeyError (memory type).")
 {
     return (PyObject *)vnxi_py_descs_from(self->state, operation,
                                           VNXI_PY_DESCS_REMOTE, args->descs,
@@ -73,8 +76,10 @@ VNXI_PY_AGENT_METHOD(
     "Register memory; all of it or none. Returns the nixlRegDList.\n\n"
     "reg_list, mem_type: as for get_reg_descs()\n"
     "backends: names of backends; empty: all\n\n"
-    "The memory is borrowed: keep it until it is deregistered. What was\n"
-    "registered twice must be deregistered twice.")
+    "The memory is borrowed: keep it until it is deregistered. Memory\n"
+    "registered twice must be deregistered twice. nixlInvalidParamError\n"
+    "(naming the row) for DRAM whose first or last page is not mapped; a\n"
+    "range that is only reserved (PROT_NONE) counts as mapped.")
 {
     vnxi_py_backends_t backends;
     if (!vnxi_py_backends_get(operation, self->backends, args->backends,
@@ -93,11 +98,18 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     deregister_memory, (REQUIRED(dereg_list), OPTIONAL(backends, "[]")),
-    "Deregister what register_memory() returned; all of it or none.\n\n"
+    "Deregister a list returned by register_memory(); all of it or none.\n\n"
     "dereg_list: a nixlRegDList with the same ranges\n"
     "backends: names of backends; empty: all\n\n"
-    "nixlNotFoundError (naming the row) for what is not registered.\n"
-    "Transfers that are posted later and touch it fail.")
+    "Transfers in flight on the memory are stopped, as by cancel(), and\n"
+    "fail; so do those that are posted later. It waits up to 2 s for\n"
+    "peers of this host that are copying the memory, and up to 2 s for\n"
+    "peers that have mapped GPU memory; the engine nixl, which cannot\n"
+    "stop transfers, waits up to 5 s for them. Then nothing on this host\n"
+    "touches the memory any more; if something may, a warning is logged.\n"
+    "Other threads run meanwhile.\n\n"
+    "nixlNotFoundError (naming the row) for memory that is not\n"
+    "registered.")
 {
     vnxi_py_backends_t backends;
     if (!vnxi_py_backends_get(operation, self->backends, args->backends,
@@ -169,13 +181,14 @@ query(vnxi_py_agent_t *self, vnxi_py_descs_t *descs, const char *backend)
 VNXI_PY_AGENT_METHOD(
     query_memory,
     (REQUIRED(reg_list), REQUIRED(backend), OPTIONAL(mem_type, "None")),
-    "Ask a storage backend about files or objects. Returns a list with a\n"
-    "dict for each row that exists ('size', 'mtime', ...; str to str) and\n"
-    "None for each other one.\n\n"
-    "reg_list, mem_type: as for register_memory(); the fourth value of each\n"
-    "    row is a path or a key\n"
-    "backend: its name\n\n"
-    "nixlNotSupportedError where the backend has no storage.")
+    "Ask a storage backend about files or objects.\n\n"
+    "reg_list: as for register_memory(); the fourth value of each row is\n"
+    "    the path or key to look up\n"
+    "backend: its name\n"
+    "mem_type: 'FILE', 'OBJ', ... unless it is in reg_list\n\n"
+    "Returns a list with a dict for each row that exists ('size',\n"
+    "'mtime', ...; str to str), and None for one that does not.\n"
+    "nixlNotSupportedError if the backend has no storage.")
 {
     const char *backend = vnxi_py_agent_backend(self, operation, args->backend,
                                                 PyExc_ValueError);

@@ -17,8 +17,8 @@ bytes_object(vnx_bytes_t *bytes)
 
 VNXI_PY_AGENT_METHOD(
     get_agent_metadata, (),
-    "Everything that a peer needs to reach this agent's registered memory\n"
-    "(bytes), as it is now.")
+    "The agent's current metadata (bytes): everything that a peer needs\n"
+    "to reach its registered memory.")
 {
     vnx_bytes_t bytes;
     vnx_error_t error;
@@ -72,7 +72,7 @@ VNXI_PY_AGENT_METHOD(
     "Metadata of the given regions only (bytes).\n\n"
     "descs: a nixlRegDList of registered regions; empty: connection data\n"
     "    only\n"
-    "inc_conn_info: with connection data\n"
+    "inc_conn_info: include connection data\n"
     "backends: names of backends; empty: all")
 {
     vnx_bytes_t metadata;
@@ -113,11 +113,15 @@ VNXI_PY_AGENT_METHOD(
     add_remote_agent, (REQUIRED(metadata)),
     "Load a peer's metadata. Returns its name (bytes).\n\n"
     "metadata: bytes, or anything bytes-like\n\n"
-    "Loaded again, it updates the peer's regions. A peer that restarted\n"
-    "under the same name takes the old one's place at once; transfers to\n"
-    "the old one raise nixlRemoteDisconnectError. nixlMismatchError if the\n"
-    "bytes are not metadata, nixlInvalidParamError for the agent's own\n"
-    "metadata, nixlBackendError if the peer cannot be reached.")
+    "Loading it again updates the peer's regions. A peer that has\n"
+    "restarted under the same name replaces the old one at once;\n"
+    "transfers to the old one raise nixlRemoteDisconnectError.\n\n"
+    "It may wait up to 10 s for a process of this host that is stopped;\n"
+    "other threads run meanwhile. nixlMismatchError if the bytes are not\n"
+    "valid metadata, nixlInvalidParamError for the agent's own,\n"
+    "nixlBackendError if the peer cannot be reached, nixlNotAllowedError\n"
+    "if the kernel forbids it or the signature is missing or wrong,\n"
+    "nixlNotFoundError if this agent has no backend.")
 {
     vnxi_py_bytes_t blob;
     vnx_bytes_t name;
@@ -153,16 +157,19 @@ peer_call(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
 
 VNXI_PY_AGENT_METHOD(
     remove_remote_agent, (REQUIRED(agent)),
-    "Forget a peer (str or bytes); transfers in flight to it fail. An\n"
-    "unknown peer is ignored.")
+    "Forget a peer (str or bytes); an unknown peer is not an error.\n\n"
+    "Transfers in flight to it fail. It waits up to 2 s for\n"
+    "notifications to be sent that are queued for a process of this\n"
+    "host, and up to 2 s until GPU memory of the peer is unmapped; on\n"
+    "the engine nixl up to 2 s for transfers in flight.")
 {
     return peer_call(self, operation, args->agent, vnx_agent_remove_peer);
 }
 
 VNXI_PY_AGENT_METHOD(
     make_connection, (REQUIRED(remote_agent), OPTIONAL(backends, "[]")),
-    "Connect to a peer now rather than at the first transfer.\n\n"
-    "nixlNotFoundError for an unknown peer, nixlRemoteDisconnectError where\n"
+    "Connect to a peer now instead of at the first transfer.\n\n"
+    "nixlNotFoundError for an unknown peer, nixlRemoteDisconnectError if\n"
     "it is gone.")
 {
     vnxi_py_backends_t backends;
@@ -202,9 +209,9 @@ peer_check(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
 
 VNXI_PY_AGENT_METHOD(
     check_remote_metadata, (REQUIRED(agent), OPTIONAL(descs, "None")),
-    "Is the peer known, and does it hold all of these descriptors? (bool)\n\n"
+    "Return whether the peer is known and has all these descriptors.\n\n"
     "agent: str or bytes\n"
-    "descs: a nixlXferDList, or None")
+    "descs: a nixlXferDList; None: whether the peer is known")
 {
     PyObject *descs = args->descs == Py_None ? NULL : args->descs;
     if (descs != NULL &&

@@ -138,8 +138,8 @@ backends_check(vnxi_py_agent_t *self, const char *operation, PyObject *value)
 
 VNXI_PY_AGENT_METHOD(
     get_new_notifs, (OPTIONAL(backends, "[]")),
-    "Take all notifications that have come: a dict of name of the sender\n"
-    "(str) to list of messages (bytes), in the order sent.")
+    "Take all received notifications, by sender: a dict from name (str)\n"
+    "to messages (list of bytes), in the order sent.")
 {
     return backends_check(self, operation, args->backends) ? notifs_dict(self)
                                                            : NULL;
@@ -166,8 +166,7 @@ notifs_collect(vnxi_py_agent_t *self)
 
 VNXI_PY_AGENT_METHOD(
     update_notifs, (OPTIONAL(backends, "[]")),
-    "Add the notifications that have come to agent.notifs, and return that\n"
-    "dict.")
+    "Add the received notifications to .notifs; return .notifs.")
 {
     return backends_check(self, operation, args->backends)
                ? notifs_collect(self)
@@ -230,8 +229,8 @@ VNXI_PY_AGENT_METHOD(
     check_remote_xfer_done,
     (REQUIRED(remote_agent_name), REQUIRED(lookup_tag),
      OPTIONAL(backends, "[]"), OPTIONAL(tag_is_prefix, "True")),
-    "update_notifs(), then look for a message of that peer that begins with\n"
-    "the tag (or contains it): it is removed and True returned. (bool)\n\n"
+    "update_notifs(), then remove the first message of that peer that\n"
+    "begins with the tag (or contains it). True if there was one.\n\n"
     "remote_agent_name: str or bytes\n"
     "lookup_tag: bytes or str\n"
     "tag_is_prefix: False: look for the tag anywhere in the message")
@@ -300,11 +299,16 @@ VNXI_PY_AGENT_METHOD(
     send_notif,
     (REQUIRED(remote_agent_name), REQUIRED(notif_msg),
      OPTIONAL(backend, "None")),
-    "Send a notification that belongs to no transfer. It is delivered once,\n"
-    "in the order sent, or the peer is gone.\n\n"
+    "Send a notification without a transfer.\n\n"
     "remote_agent_name: str or bytes\n"
     "notif_msg: bytes or str; may be empty\n"
-    "backend: a backend of the agent, or None")
+    "backend: a backend of the agent, or None\n\n"
+    "It is delivered once, in the order sent, unless the connection to\n"
+    "the peer breaks, or the peer drops it because more than its\n"
+    "notif_bytes_max (256 MiB) wait there to be taken. The call does not\n"
+    "wait for the peer. nixlNotFoundError if the peer is not loaded,\n"
+    "nixlRemoteDisconnectError if it is gone, nixlBackendError if it\n"
+    "does not read and 256 MiB are queued for it.")
 {
     vnxi_py_bytes_t peer, message;
     vnx_error_t error;

@@ -292,18 +292,18 @@ VNXI_PY_AGENT_METHOD(
      OPTIONAL(backends, "[]")),
     "Check descriptors once, for use by index. Returns a\n"
     "nixl_prepped_dlist_handle.\n\n"
-    "agent_name: '' or 'NIXL_INIT_AGENT' for the local side, otherwise the\n"
-    "    peer (str or bytes); the agent's own name makes a remote side of\n"
-    "    itself\n"
-    "xfer_list: what get_xfer_descs() takes, or a C-contiguous Nx5 array of\n"
-    "    uint64 or int64 (address, length, device id, stride, count): count\n"
-    "    blocks of length bytes each, stride bytes apart; indices run over\n"
-    "    the blocks\n"
+    "agent_name: '' or 'NIXL_INIT_AGENT' for the local side, otherwise\n"
+    "    the peer (str or bytes); with the agent's own name, the agent\n"
+    "    is its own remote side\n"
+    "xfer_list: as for get_xfer_descs(), or a C-contiguous Nx5 array of\n"
+    "    uint64 or int64: address, length, device id, stride, count.\n"
+    "    Such a row stands for `count` blocks of `length` bytes,\n"
+    "    `stride` bytes apart; indices count the blocks\n"
     "mem_type: as for get_reg_descs()\n"
     "backends: names of backends; empty: all\n\n"
     "Other threads run meanwhile; do not change the array.\n"
-    "nixlNotFoundError and nixlInvalidParamError name the first row that is\n"
-    "not in a registered region.")
+    "nixlNotFoundError and nixlInvalidParamError name the first row that\n"
+    "is not in a registered region.")
 {
     vnxi_py_backends_t backends;
     if (!vnxi_py_backends_get(operation, self->backends, args->backends,
@@ -322,8 +322,8 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     release_dlist_handle, (REQUIRED(handle)),
-    "Free a prepared list; a second time nothing happens. Transfers made\n"
-    "from it go on.")
+    "Free a prepared list; calling it again does nothing. Transfers\n"
+    "created from it continue.")
 {
     if (!vnxi_py_is(self->state, VNXI_PY_TYPE_DLIST, args->handle)) {
         return vnxi_py_wrong_type(operation, "handle",

@@ -300,22 +300,22 @@ VNXI_PY_AGENT_METHOD(
     wait,
     (REQUIRED(handles), OPTIONAL(timeout, "None"), OPTIONAL(any_of, "False"),
      OPTIONAL(check, "True")),
-    "Sleep until all (or any) of the transfers have ended. Returns a list\n"
-    "of the handles that have, in the order given.\n\n"
-    "handles: a nixl_xfer_handle or an iterable of them\n"
+    "Sleep until all (or any) have ended; return those that have, in the\n"
+    "given order.\n\n"
+    "handles: a nixl_xfer_handle, or an iterable of them\n"
     "timeout: in seconds; None: no limit\n"
-    "any_of: one that has ended is enough\n"
-    "check: raise the error of a transfer that failed\n\n"
-    "As soon as a transfer has failed or was cancelled, its error is\n"
-    "raised: that of the first one in the order given, while the others go\n"
-    "on. With check=False it only counts as ended. Other threads run\n"
-    "meanwhile; Ctrl-C ends the wait. nixlTimeoutError where the time is\n"
-    "up, nixlNotPostedError for a transfer that was never posted (with\n"
-    "check=False too: it would never end), nixlClosedError.\n\n"
-    "These errors have .handles, a dict of three lists: 'ended' (well),\n"
-    "'failed' (or cancelled) and 'pending'; .index is the place of the\n"
-    "transfer in handles. nixlTimeoutError has the pending ones in .pending\n"
-    "too.")
+    "any_of: return as soon as one has ended\n"
+    "check: raise the error of a failed or cancelled transfer at once\n"
+    "    (of the first one in the given order), while the others\n"
+    "    continue; False: such a transfer counts as ended\n\n"
+    "Other threads run meanwhile; Ctrl-C ends the wait. Raises the error\n"
+    "of a transfer, nixlTimeoutError after the timeout,\n"
+    "nixlNotPostedError for a transfer that was never posted (also with\n"
+    "check=False: it would never end), and nixlClosedError.\n\n"
+    "These errors have .handles (see NixlError): a dict of three lists,\n"
+    "'ended' (without error), 'failed' (or cancelled) and 'pending';\n"
+    ".index is the place of the transfer in handles. nixlTimeoutError\n"
+    "also has .pending.")
 {
     xfer_set_t set;
     uint64_t timeout_ns;
@@ -379,12 +379,11 @@ state_word(const vnxi_py_state_t *state, const vnx_xfer_t *xfer)
     }
 }
 
-VNXI_PY_AGENT_METHOD(
-    check_xfer_states, (REQUIRED(handles)),
-    "States of many transfers: a list of 'DONE', 'PROC' and 'ERR'. 'ERR'\n"
-    "stands for failed, cancelled and never posted; check_xfer_state()\n"
-    "raises which.\n\n"
-    "handles: any iterable of nixl_xfer_handle")
+VNXI_PY_AGENT_METHOD(check_xfer_states, (REQUIRED(handles)),
+                     "'DONE', 'PROC' or 'ERR' for each.\n\n"
+                     "handles: a nixl_xfer_handle, or an iterable of them\n\n"
+                     "'ERR' stands for failed, cancelled and never posted;\n"
+                     "check_xfer_state() raises which.")
 {
     xfer_set_t set;
     if (!set_get(self, operation, args->handles, &set)) {
@@ -404,9 +403,9 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     fileno, (),
-    "An eventfd that is readable when a transfer ended or a notification\n"
-    "came since the last get_new_notifs(), check_xfer_states(), wait() or\n"
-    "result(). Do not close it.")
+    "An eventfd, readable if a transfer ended or a notification arrived\n"
+    "since the last get_new_notifs(), check_xfer_states(), wait() or\n"
+    "result(). The agent owns it: do not close it.")
 {
     vnx_error_t error;
     int fd;
@@ -417,8 +416,8 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD_AS(
     _subscribe, "subscribe", (),
-    "An eventfd of the caller's own, written at every event; only reading\n"
-    "it clears it. To be given back with _unsubscribe().")
+    "An eventfd for one subscriber, written at every event; only reading\n"
+    "it clears it. _unsubscribe() closes it.")
 {
     vnx_error_t error;
     int fd;
@@ -429,8 +428,8 @@ VNXI_PY_AGENT_METHOD_AS(
 
 VNXI_PY_AGENT_METHOD_AS(
     _unsubscribe, "unsubscribe", (REQUIRED(fd)),
-    "Close what _subscribe() returned; nothing happens to another\n"
-    "descriptor. nixlInvalidParamError for a number that cannot be one.")
+    "Close a descriptor of _subscribe(); others are ignored.\n"
+    "nixlInvalidParamError for a number that cannot be a descriptor.")
 {
     uint64_t fd;
     if (!vnxi_py_int_between(self->state, operation, "fd of _subscribe()",

@@ -41,16 +41,15 @@ VNXI_PY_AGENT_METHOD(
     transfer,
     (REQUIRED(handle), OPTIONAL(notif_msg, "b''"), STAR,
      KEYWORD(timeout, "None")),
-    "Start a transfer, or start it again. Returns 'DONE' where it was small\n"
-    "enough to end at once, otherwise 'PROC'.\n\n"
+    "Start a transfer, or start it again. Returns 'DONE' or 'PROC'.\n\n"
     "handle: a nixl_xfer_handle of this agent\n"
     "notif_msg: replaces the transfer's notification, unless empty\n"
-    "timeout: in seconds; what has not ended by then is stopped and fails\n"
-    "    with nixlTimeoutError, where the backend can stop it; None: no\n"
-    "    limit\n\n"
-    "It holds the caller for about 50 us at most. nixlRepostActiveError\n"
-    "while it is going on, nixlRemoteDisconnectError where the peer is\n"
-    "gone.")
+    "timeout: in seconds; a transfer that has not ended by then is\n"
+    "    stopped and fails with nixlTimeoutError, if the backend can\n"
+    "    stop it; None: no limit\n\n"
+    "'DONE' means that it was small and has ended. The call takes about\n"
+    "50 us at most. nixlRepostActiveError while the transfer is in\n"
+    "progress, nixlRemoteDisconnectError if the peer is gone.")
 {
     vnxi_py_bytes_t notif;
     uint64_t timeout_ns;
@@ -73,8 +72,9 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     check_xfer_state, (REQUIRED(handle)),
-    "'DONE' or 'PROC'; a failed transfer raises its error, a cancelled one\n"
-    "nixlCancelledError, one that was never posted nixlNotPostedError.")
+    "'DONE' or 'PROC'; a failed transfer raises its error, a cancelled\n"
+    "one nixlCancelledError, one that was never posted\n"
+    "nixlNotPostedError.")
 {
     vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
     if (xfer == NULL) {
@@ -89,11 +89,15 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     cancel, (REQUIRED(handle)),
-    "Stop a transfer. True: stopped, check_xfer_state() raises\n"
-    "nixlCancelledError;\n"
-    "False: it had ended already. No byte lands after the call.\n\n"
-    "It waits for the chunk that is being copied, well under a millisecond.\n"
-    "Where the backend cannot stop, it raises and the transfer goes on.")
+    "Stop a transfer; False: it had ended. No byte moves afterwards.\n\n"
+    "After True, check_xfer_state() raises nixlCancelledError. The call\n"
+    "waits until the transfer has stopped: less than a millisecond for\n"
+    "CPU memory of this host, about 1 s by UCX if the peer does not\n"
+    "answer, up to 5 s for GPU memory of another process. Other threads\n"
+    "run meanwhile.\n\n"
+    "nixlNotSupportedError if the backend cannot stop it,\n"
+    "nixlTimeoutError if it has not stopped within 10 s; then the\n"
+    "transfer continues.")
 {
     vnx_error_t error;
     vnx_status_t status;
@@ -113,9 +117,9 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     release_xfer_handle, (REQUIRED(handle)),
-    "Free a transfer; a second time nothing happens. One that is going on\n"
-    "is stopped first; where that is not possible now it raises, and the\n"
-    "handle stays valid.")
+    "Free a transfer; calling it again does nothing. One in progress is\n"
+    "stopped first, as by cancel(). If that fails, its error is raised\n"
+    "and the handle stays valid.")
 {
     if (!vnxi_py_is(self->state, VNXI_PY_TYPE_XFER, args->handle)) {
         return vnxi_py_wrong_type(operation, "handle", "a nixl_xfer_handle",
@@ -167,22 +171,22 @@ telemetry_repr(PyObject *op)
 
 PyDoc_STRVAR(telemetry_doc,
              "nixlXferTelemetry()\n--\n\n"
-             "Figures of one transfer, as get_xfer_telemetry() returns them; "
-             "read only.");
+             "Telemetry of one transfer, returned by get_xfer_telemetry(); "
+             "read-only.");
 
 static PyMemberDef telemetry_members[] = {
     {"startTime", T_ULONGLONG, offsetof(telemetry_t, start_us), READONLY,
-     "when it was posted last, in microseconds since the epoch"},
+     "time of the last post, in microseconds since the epoch"},
     {"postDuration", T_ULONGLONG, offsetof(telemetry_t, post_us), READONLY,
      "time in transfer(), in microseconds"},
     {"xferDuration", T_ULONGLONG, offsetof(telemetry_t, xfer_us), READONLY,
-     "time from posting to the end, in microseconds; 0 while it goes on"},
+     "from the post to the end, in microseconds; 0 while in progress"},
     {"totalBytes", T_ULONGLONG, offsetof(telemetry_t, total_bytes), READONLY,
      "bytes of all descriptors"},
     {"descCount", T_ULONGLONG, offsetof(telemetry_t, desc_count), READONLY,
-     "descriptors as asked for"},
+     "number of descriptors requested"},
     {"mergedCount", T_ULONGLONG, offsetof(telemetry_t, merged_count), READONLY,
-     "pieces that were moved, after merging neighbours"},
+     "number of pieces moved, after merging neighbours"},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -201,8 +205,8 @@ PyType_Spec vnxi_py_telemetry_spec = {
 
 VNXI_PY_AGENT_METHOD(
     get_xfer_telemetry, (REQUIRED(handle)),
-    "Figures of a transfer (nixlXferTelemetry); nixlNotPostedError before\n"
-    "the first post.")
+    "Telemetry of a transfer (nixlXferTelemetry); nixlNotPostedError if\n"
+    "it was never posted.")
 {
     vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
     return xfer != NULL ? vnxi_py_telemetry_of(self->state, xfer) : NULL;
@@ -217,8 +221,8 @@ VNXI_PY_AGENT_METHOD(query_xfer_backend, (REQUIRED(handle)),
 
 VNXI_PY_AGENT_METHOD(
     estimate_xfer_cost, (REQUIRED(req_handle)),
-    "An estimate: (duration in microseconds, error margin in microseconds,\n"
-    "    method).")
+    "Estimate a transfer: duration and error margin in microseconds, and\n"
+    "the method.")
 {
     int64_t duration, margin;
     vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->req_handle);

@@ -106,7 +106,7 @@ descs_count(PyObject *op, PyObject *Py_UNUSED(ignored))
 }
 
 PyDoc_STRVAR(is_empty_doc, "isEmpty($self)\n--\n\n"
-                           "Are there no descriptors?");
+                           "Return whether the list is empty.");
 
 static PyObject *
 descs_is_empty(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -124,10 +124,11 @@ descs_get_type(PyObject *op, PyObject *Py_UNUSED(ignored))
     return Py_NewRef(self->state->mems[self->mem]);
 }
 
-PyDoc_STRVAR(index_doc,
-             "index($self, desc, /)\n--\n\n"
-             "The number of the first descriptor with this address, length "
-             "and device id;\nnixlNotFoundError where there is none.");
+PyDoc_STRVAR(
+    index_doc,
+    "index($self, desc, /)\n--\n\n"
+    "The index of the first descriptor with this address, length and\n"
+    "device id; nixlNotFoundError.");
 
 /* Find a row by address, length and device id, as in stock NIXL; meta info or
  * a name, if given, is checked but not compared. */
@@ -159,8 +160,9 @@ descs_index(PyObject *op, PyObject *item)
     return vnxi_py_raise(self->state, &error);
 }
 
-PyDoc_STRVAR(rem_doc, "remDesc($self, index, /)\n--\n\n"
-                      "Remove a descriptor; IndexError where there is none.");
+PyDoc_STRVAR(rem_doc,
+             "remDesc($self, index, /)\n--\n\n"
+             "Remove a descriptor; IndexError if the index is out of range.");
 
 static PyObject *
 descs_rem(PyObject *op, PyObject *item)
@@ -205,7 +207,7 @@ descs_print(PyObject *op, PyObject *Py_UNUSED(ignored))
 }
 
 PyDoc_STRVAR(trim_doc, "trim($self)\n--\n\n"
-                       "The same as a nixlXferDList, without meta info.");
+                       "A copy without meta info (nixlXferDList).");
 
 static PyObject *
 descs_trim(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -257,10 +259,11 @@ copy_contents(vnxi_py_descs_t *copy, vnxi_py_descs_t *self)
     return good;
 }
 
-PyDoc_STRVAR(copy_doc, "__copy__($self)\n--\n\nA list of its own.");
+PyDoc_STRVAR(copy_doc, "__copy__($self)\n--\n\n"
+                       "A copy of the list.");
 
-PyDoc_STRVAR(deepcopy_doc,
-             "__deepcopy__($self, memo, /)\n--\n\nA list of its own.");
+PyDoc_STRVAR(deepcopy_doc, "__deepcopy__($self, memo, /)\n--\n\n"
+                           "A copy of the list.");
 
 /* The items are numbers, bytes and str, so a shallow copy is also a deep one.
  */

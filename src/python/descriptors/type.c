@@ -200,26 +200,34 @@ descs_releasebuffer(PyObject *op, Py_buffer *view)
 
 /* -- The types ------------------------------------------------------------ */
 
-#define DESCS_DOC(name, item)                                                \
-    name "(type, descs=None, init_size=0)\n--\n\n"                           \
-         "A list of descriptors of one memory type: " item ",\n"             \
-         "integers in bytes.\n\n"                                            \
-         "type: a memory type, as nixl_mem_t or by name\n"                   \
-         "descs: rows as tuples, an Nx3 array of uint64 or int64, or "       \
-         "tensors; a\n"                                                      \
-         "    number makes so many rows of zeros, as init_size does;\n"      \
-         "    nixlInvalidParamError where it is negative or too large\n\n"   \
-         "Always true, also when empty. It exports its rows as a read-only " \
-         "Nx3\n"                                                             \
-         "buffer of uint64."
+#define DESCS_SIGNATURE "(type, descs=None, init_size=0)\n--\n\n"
 
-PyDoc_STRVAR(xfer_doc,
-             DESCS_DOC("nixlXferDList", "(address, length, device id)"));
-PyDoc_STRVAR(reg_doc, DESCS_DOC("nixlRegDList",
-                                "(address, length, device id, meta info)"));
-PyDoc_STRVAR(remote_doc,
-             DESCS_DOC("nixlRemoteDList",
-                       "(address, length, device id, name of the agent)"));
+PyDoc_STRVAR(
+    xfer_doc,
+    "nixlXferDList" DESCS_SIGNATURE
+    "A list of descriptors of one memory type: (address, length, device\n"
+    "id).\n\n"
+    "type: a memory type, as nixl_mem_t or by name\n"
+    "descs: rows as tuples, an Nx3 array of uint64 or int64, or tensors;\n"
+    "    a number creates that many rows of zeros, as init_size does;\n"
+    "    nixlInvalidParamError if it is negative or too large\n\n"
+    "Always true, also when empty. It exports its rows as a read-only\n"
+    "Nx3 buffer of uint64.");
+PyDoc_STRVAR(
+    reg_doc,
+    "nixlRegDList" DESCS_SIGNATURE
+    "A list of descriptors to register: (address, length, device id,\n"
+    "meta info).\n\n"
+    "The arguments are those of nixlXferDList, with 4-tuples. Meta info\n"
+    "is a path or a key for storage backends: bytes (or str, kept as\n"
+    "bytes), empty for rows of arrays and for tensors.");
+PyDoc_STRVAR(
+    remote_doc,
+    "nixlRemoteDList" DESCS_SIGNATURE
+    "A list of descriptors of peers: (address, length, device id, name\n"
+    "of the agent).\n\n"
+    "The arguments are those of nixlXferDList, with 4-tuples and without\n"
+    "arrays, which raise TypeError.");
 
 #define DESCS_SLOTS(doc, methods)                                         \
     {                                                                     \

@@ -237,17 +237,16 @@ VNXI_PY_SIDE_METHOD(
     request_metadata,
     (REQUIRED(host), REQUIRED(port), OPTIONAL(timeout_ms, "5000"), STAR,
      KEYWORD(key, "None"), KEYWORD(retries, "0")),
-    "Fetch what the listener at host:port serves (bytes).\n\n"
-    "timeout_ms: bounds the whole exchange: look-up of the name, connecting\n"
-    "    to each of its addresses, TLS, sending, receiving, further\n"
-    "    tries; None: 5000\n"
-    "key: whose metadata: a str, bytes, or a tuple of ints; None: the\n"
-    "    default\n"
-    "retries: further tries where the peer is not there yet or breaks off;\n"
-    "    None: until the timeout\n\n"
-    "Other threads run meanwhile; Ctrl-C ends it.\n\n"
-    "nixlTimeoutError after that, nixlNotFoundError for an unknown name or\n"
-    "key, nixlNotAllowedError where secrets differ or a certificate is not\n"
+    "Fetch the metadata served by the listener at host:port.\n\n"
+    "timeout_ms: limit for the whole exchange: name look-up, connecting\n"
+    "    to each address, TLS, sending, receiving, further attempts;\n"
+    "    None: 5000\n"
+    "key: a str, bytes, or a tuple of ints; None: the default key\n"
+    "retries: further attempts while nobody listens, or if the\n"
+    "    connection breaks; None: until the timeout\n\n"
+    "Other threads run meanwhile; Ctrl-C ends the wait. nixlTimeoutError\n"
+    "after the timeout, nixlNotFoundError for an unknown name or key,\n"
+    "nixlNotAllowedError if the secrets differ or a certificate is not\n"
     "trusted, nixlMismatchError for a reply above max_frame,\n"
     "nixlBackendError for everything else that fails.")
 {
@@ -279,11 +278,11 @@ VNXI_PY_SIDE_METHOD(
     request_many,
     (REQUIRED(peers), OPTIONAL(timeout_ms, "5000"), STAR,
      KEYWORD(retries, "0")),
-    "Ask many peers at once, from this thread alone.\n\n"
-    "peers: an iterable of (host, port) or (host, port, key)\n\n"
-    "Returns a list in the same order: the bytes, or the exception that\n"
-    "request_metadata() would have raised. timeout_ms and retries are those\n"
-    "of each request.")
+    "Request metadata from many peers at once, on the calling thread.\n\n"
+    "peers: an iterable of (host, port) or (host, port, key)\n"
+    "timeout_ms, retries: of each request, as for request_metadata()\n\n"
+    "Returns, for each peer in the same order, the bytes or the\n"
+    "exception that request_metadata() would have raised.")
 {
     PyObject *result = NULL;
     peers_t peers = {0};
@@ -480,7 +479,7 @@ requests_dealloc(PyObject *op)
 
 PyDoc_STRVAR(fileno_doc,
              "fileno($self, /)\n--\n\n"
-             "A descriptor that is readable when step() has work (int).");
+             "A descriptor that is readable when step() has work.");
 
 static PyObject *
 requests_fileno(PyObject *op, PyObject *Py_UNUSED(arg))
@@ -490,7 +489,7 @@ requests_fileno(PyObject *op, PyObject *Py_UNUSED(arg))
 
 PyDoc_STRVAR(step_doc,
              "step($self, /)\n--\n\n"
-             "Do what can be done without waiting; how many are open (int).");
+             "Do the work that needs no waiting; return how many are open.");
 
 static PyObject *
 requests_step(PyObject *op, PyObject *Py_UNUSED(arg))
@@ -534,7 +533,7 @@ attached_take(side_requests_t *self)
 
 PyDoc_STRVAR(take_doc,
              "take($self, /)\n--\n\n"
-             "The answers, once none is open, as of request_many().");
+             "Return the results when none is open, as request_many().");
 
 static PyObject *
 requests_take(PyObject *op, PyObject *Py_UNUSED(arg))
@@ -566,8 +565,8 @@ static PyMethodDef requests_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(requests_doc, "Requests of a side channel that are under way, "
-                           "for event loops.");
+PyDoc_STRVAR(requests_doc,
+             "Requests of a side channel in progress, for event loops.");
 
 static PyType_Slot requests_slots[] = {
     {Py_tp_doc, (void *)requests_doc},

@@ -41,18 +41,17 @@ start(vnxi_py_side_channel_t *self, const char *operation,
 VNXI_PY_SIDE_METHOD(
     start_listener,
     (REQUIRED(port), REQUIRED(metadata), OPTIONAL(host, "None")),
-    "Serve metadata. Returns the port (int).\n\n"
-    "port: 0 binds a free one; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600\n"
-    "metadata: what requesters get (bytes-like; copied), or a mapping from\n"
-    "    key to that. A key is a str, bytes, or a tuple of ints such as\n"
-    "    (pp_rank, tp_rank), which is the same as '0,1'; '' or None is the\n"
-    "    default, for those that name none\n"
-    "host: where to listen: an address, a name, an interface ('eth0'), or\n"
-    "    several, in a list or with commas; None or '':\n"
-    "    VLLM_NIXL_SIDE_CHANNEL_HOST, or all of the machine's addresses,\n"
-    "    IPv6 and IPv4\n\n"
-    "nixlNotAllowedError, which is a RuntimeError here, when it is running\n"
-    "already; nixlBackendError when the address is in use.")
+    "Serve metadata. Returns the port; 0 binds a free one.\n\n"
+    "port: None is VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600\n"
+    "metadata: bytes (copied), or a mapping from key to bytes. A key is\n"
+    "    a str, bytes, or a tuple of ints such as (pp_rank, tp_rank):\n"
+    "    (0, 1) is the same as '0,1'. '' or None is the default key, for\n"
+    "    requests that name none\n"
+    "host: an address, a name, an interface ('eth0'), or several, in a\n"
+    "    list or with commas; None or '' is VLLM_NIXL_SIDE_CHANNEL_HOST,\n"
+    "    or every address of the machine, IPv6 and IPv4\n\n"
+    "nixlNotAllowedError, which is also a RuntimeError here, if it is\n"
+    "running; nixlBackendError if the address is in use.")
 {
     PyObject *host = NULL;
     vnx_side_channel_start_params_t params = {
@@ -91,10 +90,11 @@ set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
 
 VNXI_PY_SIDE_METHOD(
     set_metadata, (REQUIRED(metadata), OPTIONAL(key, "None")),
-    "Serve other metadata from now on, while the listener runs.\n\n"
-    "metadata: bytes-like for `key`, or a mapping from key to that; other\n"
-    "    keys stay\n\n"
-    "nixlNotAllowedError when it is not running.")
+    "Replace the served metadata while the listener runs.\n\n"
+    "metadata: bytes for `key`, or a mapping from key to bytes; other\n"
+    "    keys stay\n"
+    "key: as for start_listener()\n\n"
+    "nixlNotAllowedError if it is not running.")
 {
     vnxi_py_bytes_t key;
     vnxi_py_blobs_t blobs;
@@ -123,9 +123,9 @@ VNXI_PY_SIDE_METHOD(
 
 VNXI_PY_SIDE_METHOD(
     remove_metadata, (OPTIONAL(key, "None")),
-    "Serve nothing under the key any more.\n\n"
-    "nixlNotFoundError where nothing was; nixlNotAllowedError when not\n"
-    "running.")
+    "Stop serving metadata under the key.\n\n"
+    "nixlNotFoundError if nothing is served there, nixlNotAllowedError\n"
+    "if the listener is not running.")
 {
     vnxi_py_bytes_t key;
     vnx_error_t error;
@@ -140,11 +140,11 @@ VNXI_PY_SIDE_METHOD(
 
 VNXI_PY_SIDE_METHOD(
     advertised_address, (OPTIONAL(peer, "None")),
-    "The address to tell peers: (host, port) of the running listener.\n\n"
-    "The host is `advertise`, VLLM_NIXL_SIDE_CHANNEL_HOST, the one that was\n"
-    "bound, or the machine's first address other than loopback.\n\n"
-    "peer: the host that will ask; a warning is logged if it is another\n"
-    "    host and the address is a loopback address")
+    "The host and port of the running listener, for peers.\n\n"
+    "peer: the host that will connect; a warning is logged if it is\n"
+    "    another host and the address is a loopback address\n\n"
+    "The host is `advertise`, VLLM_NIXL_SIDE_CHANNEL_HOST, the one that\n"
+    "was bound, or the machine's first address that is not loopback.")
 {
     char host[VNX_SIDE_CHANNEL_ADDRESS_MAX];
     const char *peer = NULL;
@@ -164,9 +164,8 @@ VNXI_PY_SIDE_METHOD(
 
 VNXI_PY_SIDE_METHOD(
     shutdown, (),
-    "Stop serving; clients are not waited for.\n\n"
-    "The port is free when this returns. Nothing happens when the listener\n"
-    "is not running.")
+    "Stop serving and free the port, without waiting for clients. Does\n"
+    "nothing if the listener is not running.")
 {
     Py_BEGIN_ALLOW_THREADS;
     vnx_side_channel_shutdown(self->channel);

@@ -141,7 +141,7 @@ side_channel_dealloc(PyObject *op)
 /* -- State and counters --------------------------------------------------- */
 
 VNXI_PY_SIDE_METHOD(is_running, (),
-                    "Is the listener running? Never waits (bool).")
+                    "Return whether the listener is running. Never waits.")
 {
     return PyBool_FromLong(vnx_side_channel_is_running(self->channel));
 }
@@ -165,18 +165,18 @@ refusals_new(const vnx_side_channel_stats_t *stats)
 
 VNXI_PY_SIDE_METHOD(
     stats, (),
-    "Counters of the listener since it was made (dict).\n\n"
-    "accepted: connections taken\n"
-    "served: replies sent whole\n"
-    "refused: clients turned away for what they sent; refusals: the same by\n"
-    "    reason (dict)\n"
-    "timed_out: those that did not end within client_timeout_ms, or were\n"
-    "    idle too long\n"
-    "evicted: those closed to make room for a new one\n"
-    "open: connections now\n"
-    "bytes_received, bytes_sent\n"
-    "latency: replies by their time, [0] below 1 us, [i] from 2**(i-1) to\n"
-    "    2**i us (list)")
+    "Counters of the listener since its creation:\n\n"
+    "- accepted: connections that were accepted\n"
+    "- served: replies that were sent completely\n"
+    "- refused: clients that were refused for what they sent; refusals:\n"
+    "  the same by reason (a dict)\n"
+    "- timed_out: clients that did not end within client_timeout_ms, or\n"
+    "  were idle for too long\n"
+    "- evicted: connections that were closed to make room for a new one\n"
+    "- open: connections now\n"
+    "- bytes_received, bytes_sent\n"
+    "- latency: replies by the time that they took (a list): [0] below 1\n"
+    "  us, [i] from `2**(i-1)` to `2**i` us")
 {
     vnx_side_channel_stats_t stats;
     PyObject *dict = PyDict_New();
@@ -245,7 +245,7 @@ static PyMethodDef side_channel_methods[] = {
 
 static PyGetSetDef side_channel_getset[] = {
     {"port", side_channel_get_port, NULL,
-     "the port that is listened on (int); 0 when not running", NULL},
+     "the port of the listener (int); 0 when not running", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -254,47 +254,51 @@ static PyGetSetDef side_channel_getset[] = {
     "idle_timeout_ms=None, max_rate=None, tls=False, "                   \
     "tls_certificate=None, tls_key=None, tls_ca=None, tls_name=None, "   \
     "secret=None, advertise=None)\n--\n\n"
-#define OPTIONS_DOC                                                          \
-    "\n\nmax_frame: bytes of one blob that is accepted or served; None: "    \
-    "256\n"                                                                  \
-    "    MiB\n"                                                              \
-    "max_connections: at once; the longest idle gives way; None: 4096,\n"    \
-    "    or what the process may open\n"                                     \
-    "client_timeout_ms: a client's whole exchange, at the server; None:\n"   \
-    "    5000\n"                                                             \
-    "idle_timeout_ms: a client that neither sends nor takes; at most, and\n" \
-    "    None: client_timeout_ms\n"                                          \
-    "max_rate: new connections a second from one address; None: no\n"        \
-    "    limit\n"                                                            \
-    "tls: speak TLS; so does each of the next four that is given\n"          \
-    "tls_certificate, tls_key: PEM files, to listen\n"                       \
-    "tls_ca: PEM file, whom requests trust; None: the system's\n"            \
-    "tls_name: the name that requests expect in the certificate; None:\n"    \
-    "    the host\n"                                                         \
-    "secret: shared by all that may exchange; None:\n"                       \
-    "    VLLM_NIXL_SIDE_CHANNEL_SECRET.\n"                                   \
-    "    TCP: the key of TLS, without the tls options; HTTP: a bearer\n"     \
-    "    token\n"                                                            \
-    "advertise: the host for advertised_address()"
 
-PyDoc_STRVAR(base_doc, "A small server and client that hand metadata over.\n\n"
-                       "The common part of TcpSideChannel, ZmqSideChannel and "
-                       "HttpSideChannel.");
+PyDoc_STRVAR(base_doc,
+             "A small server and client that exchange metadata.\n\n"
+             "The common part of TcpSideChannel, ZmqSideChannel and\n"
+             "HttpSideChannel.");
 PyDoc_STRVAR(
     tcp_doc,
-    "TcpSideChannel" OPTIONS_SIGNATURE "A side channel by TCP.\n\n"
-    "The listener has one thread however many clients there are; "
-    "slow, silent and\nill-behaved ones cost only their own "
-    "connection. Every method may be called from any\nthread." OPTIONS_DOC);
-PyDoc_STRVAR(zmq_doc,
-             "ZmqSideChannel" OPTIONS_SIGNATURE
-             "A side channel by ZeroMQ, as vLLM's NIXL connector speaks "
-             "it.\n\nnixlNotSupportedError where it was left out of the "
-             "build." OPTIONS_DOC);
-PyDoc_STRVAR(http_doc,
-             "HttpSideChannel" OPTIONS_SIGNATURE
-             "A side channel by HTTP.\n\nnixlNotSupportedError where it was "
-             "left out of the build." OPTIONS_DOC);
+    "TcpSideChannel" OPTIONS_SIGNATURE "A side channel over TCP.\n\n"
+    "The listener has one thread for all clients; one that is slow,\n"
+    "silent or misbehaves costs only its own connection. Every method\n"
+    "may be called from any thread.\n\n"
+    "Options:\n\n"
+    "- max_frame: most bytes of a blob that is accepted or served; None:\n"
+    "  256 MiB\n"
+    "- max_connections: at once; a new one replaces the one that has\n"
+    "  been idle longest; None: 4096, or what the process may open\n"
+    "- client_timeout_ms: limit for a client's whole exchange, at the\n"
+    "  listener; None: 5000\n"
+    "- idle_timeout_ms: limit for a client that neither sends nor\n"
+    "  receives; at most, and None: client_timeout_ms\n"
+    "- max_rate: new connections per second from one address; None: no\n"
+    "  limit\n"
+    "- tls: use TLS; each of the next four, if given, implies it\n"
+    "- tls_certificate, tls_key: PEM files, for listening\n"
+    "- tls_ca: a PEM file with the authorities that requests trust;\n"
+    "  None: the system's\n"
+    "- tls_name: the name that requests expect in the certificate; None:\n"
+    "  the host\n"
+    "- secret: shared by all that may exchange metadata, the key of TLS\n"
+    "  instead of the tls options; None: VLLM_NIXL_SIDE_CHANNEL_SECRET\n"
+    "- advertise: the host that advertised_address() returns");
+PyDoc_STRVAR(
+    zmq_doc,
+    "ZmqSideChannel" OPTIONS_SIGNATURE
+    "A side channel over ZeroMQ, compatible with vLLM.\n\n"
+    "The options are those of TcpSideChannel. But vLLM's protocol has\n"
+    "neither TLS nor secrets: with one of them, listening and requests\n"
+    "raise nixlNotSupportedError; so does the constructor if this build\n"
+    "lacks ZeroMQ.");
+PyDoc_STRVAR(
+    http_doc,
+    "HttpSideChannel" OPTIONS_SIGNATURE "A side channel over HTTP.\n\n"
+    "The options are those of TcpSideChannel. But the secret is a bearer\n"
+    "token, which is sent only over TLS or on loopback.\n"
+    "nixlNotSupportedError if this build lacks HTTP.");
 
 static PyType_Slot base_slots[] = {
     {Py_tp_doc, (void *)base_doc},       {Py_tp_dealloc, side_channel_dealloc},
