@@ -10,7 +10,14 @@ PAGE = (ROOT / "docs" / "environment.md").read_text()
 NAME = re.compile(r'"((?:VLLM_NIXL|NIXL|UCX)_[A-Z0-9_]*[A-Z0-9])"')
 LINE = re.compile(r"^\| `((?:VLLM_NIXL|NIXL|UCX)_\w+)` \|", re.MULTILINE)
 # Read by the benchmark and the tests alone.
-ELSEWHERE = {"VLLM_NIXL_STOCK_PYTHON"}
+ELSEWHERE = {
+    "VLLM_NIXL_STOCK_LIBRARY",
+    "VLLM_NIXL_STOCK_PYTHON",
+    "VLLM_NIXL_STOCK_PYTHONS",
+    "VLLM_NIXL_TEST_GPU",
+    "VLLM_NIXL_TEST_MEMORY",
+    "VLLM_NIXL_TEST_SLOWDOWN",
+}
 
 
 def sources():
