@@ -260,8 +260,9 @@ nixl_capi_params_destroy_iterator(nixl_capi_param_iter_t iter);
 
 /* Create a backend.  BACKEND: no such plugin, or it exists already; or another
  * engine has it, and the agent has registered memory, read its metadata,
- * prepared a list or loaded a peer (VLLM_NIXL_ENGINE chooses the engine from
- * the beginning).  Destroying the handle keeps the backend, which lives as
+ * prepared a list or loaded a peer, also if one of the last three has failed,
+ * or has named itself as a peer (VLLM_NIXL_ENGINE chooses the engine from the
+ * beginning).  Destroying the handle keeps the backend, which lives as
  * long as the agent.  Returns owned: nixl_capi_destroy_backend(). */
 nixl_capi_status_t nixl_capi_create_backend(nixl_capi_agent_t agent,
                                             const char *plugin_name,

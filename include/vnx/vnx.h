@@ -231,9 +231,11 @@ vnx_status_t vnx_agent_backend_param(vnx_agent_t *agent, const char *backend,
  * native if it has every requested backend, else nixl) and starts the agent's
  * thread.  With "auto", a later call for a backend that the engine lacks
  * changes the engine, which takes over the backends created before, as long as
- * no memory was registered, no metadata read, no list prepared and no peer
- * loaded.  VNX_ERR_NOT_FOUND: unknown name, or the engine cannot change any
- * more.  VNX_ERR_NOT_ALLOWED: the backend exists already. */
+ * no memory was registered, no metadata read, no list prepared, no peer loaded
+ * (successfully or not, except for memory and for invalid metadata), and the
+ * agent was not named as its own peer.  VNX_ERR_NOT_FOUND: unknown name, or
+ * the engine cannot change any more.  VNX_ERR_NOT_ALLOWED: the backend exists
+ * already. */
 vnx_status_t vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
                                       const vnx_param_t *params,
                                       size_t param_count, vnx_error_t *error);
