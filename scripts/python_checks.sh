@@ -150,7 +150,7 @@ check_docs() {
     cd "$ROOT"
     # mkdocs-material's notice about its successor.
     export NO_MKDOCS_2_WARNING=1
-    "$venv/bin/python" -m mkdocs build --strict --quiet -d "$site"
+    "$venv/bin/python" -m mkdocs build --strict -d "$site"
     VLLM_NIXL_SITE="$site" "$venv/bin/python" -m pytest -ra -q \
         -p no:cacheprovider --noconftest tests/docs
 }
