@@ -180,9 +180,9 @@ vnx_status_t vnx_agent_create(const void *name, size_t name_len,
  * waiters with VNX_ERR_CLOSED and end the threads.  Later calls return
  * VNX_ERR_CLOSED.  May be called more than once; every call returns when the
  * agent has stopped.  That takes milliseconds, unless peers do not answer:
- * closing waits up to 2 s for queued notifications to be sent, up to 2 s for
- * peers to unmap GPU memory of the agent, and for transfers in flight as
- * vnx_xfer_cancel() does.  The engine nixl cannot stop transfers: it waits up
+ * closing waits up to 2 s for peers that are copying memory of the agent, up
+ * to 2 s for queued notifications to be sent, up to 2 s for peers to unmap its
+ * GPU memory, and for transfers in flight as vnx_xfer_cancel() does.  The engine nixl cannot stop transfers: it waits up
  * to 5 s for them, and then does not free NIXL's agent. */
 void vnx_agent_close(vnx_agent_t *agent);
 

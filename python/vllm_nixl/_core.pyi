@@ -824,10 +824,11 @@ class Agent:
         closing the agent.
 
         It takes milliseconds, unless peers do not answer: it waits up to 2 s
-        for queued notifications to be sent, up to 2 s for peers to unmap GPU
-        memory, up to 1 s for commands of the metadata listener, and for
-        transfers in flight as cancel() does. The engine nixl waits up to 5 s
-        for transfers in flight. Other threads run meanwhile.
+        for peers that are copying memory of the agent, up to 2 s for queued
+        notifications to be sent, up to 2 s for peers to unmap GPU memory, up
+        to 1 s for commands of the metadata listener, and for transfers in
+        flight as cancel() does. The engine nixl waits up to 5 s for transfers
+        in flight. Other threads run meanwhile.
         """
 
     def __enter__(self) -> Self: ...

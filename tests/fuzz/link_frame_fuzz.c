@@ -172,6 +172,7 @@ take_body(const vnxi_link_frame_t *frame, uint64_t sum)
         return take_token(frame, sum);
     case VNXI_LINK_FRAME_NOTIF:
     case VNXI_LINK_FRAME_BYE:
+    case VNXI_LINK_FRAME_CLOSING:
         break;
     }
     return sum;

@@ -260,6 +260,24 @@ def test_nothing_is_written_after_deregister_memory_returns(
         here.deregister(long.local.key)
 
 
+def test_nothing_is_written_after_the_owner_has_closed(
+    engine, endpoint, other, api
+):
+    if "ucx" in engine.name:
+        pytest.skip("peers are not told over UCX, as in stock NIXL")
+    here = endpoint()
+    for _ in range(10):
+        there = other()
+        long = Long(here, there, "WRITE")
+        here.agent.transfer(long.handle)
+        assert there.close_agent(long.remote.key)
+        with pytest.raises(api.nixlRemoteDisconnectError):
+            here.agent.wait([long.handle], timeout=30)
+        long.handle.release()
+        here.deregister(long.local.key)
+        there.close()
+
+
 LEAVE = {
     "remove": lambda here, there: here.agent.remove_remote_agent(there.name),
     "close": lambda here, there: here.close(),

@@ -146,6 +146,15 @@ class Endpoint:
         """Deregister memory; return whether nothing is written to it after
         that."""
         self.deregister(key)
+        return self._stays(key)
+
+    def close_agent(self, key):
+        """Close the agent; return whether nothing is written to that memory
+        after it."""
+        self.agent.close()
+        return self._stays(key)
+
+    def _stays(self, key):
         self.poison(key, 0)
         time.sleep(0.02)
         return self.read(key).count(0) == self.buffers[key].size

@@ -133,10 +133,11 @@ VNXI_PY_AGENT_METHOD(
     "calls raise nixlClosedError. Calling it again only waits for a\n"
     "thread that is closing the agent.\n\n"
     "It takes milliseconds, unless peers do not answer: it waits up to\n"
-    "2 s for queued notifications to be sent, up to 2 s for peers to\n"
-    "unmap GPU memory, up to 1 s for commands of the metadata listener,\n"
-    "and for transfers in flight as cancel() does. The engine nixl waits\n"
-    "up to 5 s for transfers in flight. Other threads run meanwhile.")
+    "2 s for peers that are copying memory of the agent, up to 2 s for\n"
+    "queued notifications to be sent, up to 2 s for peers to unmap GPU\n"
+    "memory, up to 1 s for commands of the metadata listener, and for\n"
+    "transfers in flight as cancel() does. The engine nixl waits up to 5 s\n"
+    "for transfers in flight. Other threads run meanwhile.")
 {
     self->is_closed = true;
     vnx_listener_t *listener = self->listener;

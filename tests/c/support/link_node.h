@@ -47,7 +47,7 @@ typedef struct node_account {
     uint32_t next[NODE_STREAMS]; /* number that comes next in a stream */
     size_t by_poller;            /* notifications taken in by `poller` */
     char sender[64];
-    size_t revoked, ended, answers, alarms, settles;
+    size_t revoked, ended, answers, alarms, settles, closings;
     size_t controls, control_fds, askers_gone;
     size_t lost;    /* control messages without their descriptors */
     size_t fds;     /* of the process, when the record was asked for */
@@ -199,6 +199,17 @@ node_on_settle(void *context, vnxi_link_t *link, uint64_t token)
     if (!atomic_load(&node->never_settles)) {
         vnxi_link_send_settled(link, token, NULL);
     }
+}
+
+static inline void
+node_on_closing(void *context, vnxi_link_t *link)
+{
+    node_t *node = context;
+    (void)link;
+
+    pthread_mutex_lock(&node->lock);
+    node->account.closings++;
+    pthread_mutex_unlock(&node->lock);
 }
 
 static inline void
@@ -399,10 +410,10 @@ node_init_for(node_t *node, const char *name, node_control_t *on_control)
         .name_len = strlen(name),
         .instance = node->instance,
         .local = &node->info,
-        .callbacks = {node, node_on_notif, node_on_revoked, node_on_ended,
-                      node_on_confirm, node_on_confirmed, node_on_settle,
-                      node_on_question, node_on_answered, node_on_asker_gone,
-                      node_on_alarm},
+        .callbacks = {node, node_on_notif, node_on_revoked, node_on_closing,
+                      node_on_ended, node_on_confirm, node_on_confirmed,
+                      node_on_settle, node_on_question, node_on_answered,
+                      node_on_asker_gone, node_on_alarm},
     };
 
     memset(node, 0, sizeof *node);
@@ -700,7 +711,9 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
         answer.status = peer_revoke(node, order);
         break;
     case PEER_SETTLE:
-        answer.status = vnxi_hub_settle(node->hub) ? VNX_OK : VNX_ERR_TIMEOUT;
+        answer.status = vnxi_hub_settle(node->hub, order->count > 0)
+                            ? VNX_OK
+                            : VNX_ERR_TIMEOUT;
         break;
     case PEER_CLOSE:
         vnxi_link_close(*link);

@@ -472,11 +472,11 @@ is_settled_lock_held(const vnxi_hub_t *hub, uint64_t token)
 }
 
 bool
-vnxi_hub_settle(vnxi_hub_t *hub)
+vnxi_hub_settle(vnxi_hub_t *hub, bool closes)
 {
     struct timespec until =
         vnxi_clock_timespec(vnxi_clock_deadline(VNXI_LINK_DRAIN_NS));
-    vnxi_writer_t frame = {0};
+    vnxi_writer_t frames = {0};
     int late = 0;
 
     if (vnxi_fork_crossed(hub->forks) || vnxi_hub_accepted(hub) == 0) {
@@ -484,10 +484,13 @@ vnxi_hub_settle(vnxi_hub_t *hub)
     }
     vnxi_mutex_lock(&hub->settle_lock);
     uint64_t token = ++hub->settle_token;
-    vnxi_link_frame_write_token(&frame, VNXI_LINK_FRAME_SETTLE, token);
-    notify_all(hub, &frame, token);
+    if (closes) {
+        vnxi_link_frame_write_closing(&frames);
+    }
+    vnxi_link_frame_write_token(&frames, VNXI_LINK_FRAME_SETTLE, token);
+    notify_all(hub, &frames, token);
     vnxi_mutex_unlock(&hub->settle_lock);
-    vnxi_writer_fini(&frame);
+    vnxi_writer_fini(&frames);
     vnxi_mutex_lock(&hub->lists);
     while (late == 0 && !is_settled_lock_held(hub, token)) {
         late = vnxi_cond_timedwait(&hub->settles, &hub->lists, &until);

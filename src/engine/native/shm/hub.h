@@ -41,6 +41,9 @@ typedef struct vnxi_hub_callbacks {
     /* The other end of a link opened by this agent revoked a region. */
     void (*revoked)(void *context, vnxi_link_t *link, uint64_t epoch,
                     vnx_mem_t mem, const vnx_desc_t *desc);
+    /* The other end of a link opened by this agent is about to end: use none
+     * of its memory from now on.  `settle` follows. */
+    void (*closing)(void *context, vnxi_link_t *link);
     /* A link opened by this agent has ended (not by vnxi_link_close()).
      * Called once, perhaps before vnxi_link_open() has returned. */
     void (*ended)(void *context, vnxi_link_t *link, const char *cause);
@@ -102,9 +105,9 @@ void vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
                      const vnx_desc_t *descs, size_t count);
 
 /* Wait until no agent that has asked about regions touches those that were
- * revoked before, for 2 s at most: an agent may have been stopped.  False: one
- * has not answered. */
-bool vnxi_hub_settle(vnxi_hub_t *hub);
+ * revoked before, for 2 s at most: an agent may have been stopped.  `closes`:
+ * any region; this agent is about to end.  False: one has not answered. */
+bool vnxi_hub_settle(vnxi_hub_t *hub, bool closes);
 
 /* Send a message of another transport over the accepted link with this id. */
 vnx_status_t vnxi_hub_send_control(vnxi_hub_t *hub, uint64_t link_id,

@@ -362,6 +362,9 @@ on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
         return on_settle(hub, link, frame);
     case VNXI_LINK_FRAME_SETTLED:
         return on_settled(hub, link, frame);
+    case VNXI_LINK_FRAME_CLOSING:
+        hub->callbacks.closing(hub->callbacks.context, link);
+        return LINK_CONTINUES;
     }
     return LINK_MALFORMED;
 }

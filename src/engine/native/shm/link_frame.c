@@ -150,6 +150,12 @@ vnxi_link_frame_write_token(vnxi_writer_t *writer, vnxi_link_frame_type_t type,
     vnxi_write_u64(writer, token);
 }
 
+void
+vnxi_link_frame_write_closing(vnxi_writer_t *writer)
+{
+    write_header(writer, VNXI_LINK_FRAME_CLOSING, 0);
+}
+
 /* -- Reading -------------------------------------------------------------- */
 
 /* The longest body of each type. */
@@ -168,6 +174,7 @@ static const size_t body_max[] = {
         CONTROL_FIXED + ENTRY_MAX + VNXI_CONTROL_BYTES_MAX,
     [VNXI_LINK_FRAME_SETTLE] = TOKEN_BODY,
     [VNXI_LINK_FRAME_SETTLED] = TOKEN_BODY,
+    [VNXI_LINK_FRAME_CLOSING] = 0,
 };
 
 /* The length of the whole frame whose header is at `bytes`; 0: malformed. */
@@ -179,7 +186,7 @@ frame_length(const vnxi_link_frame_reader_t *reader,
     size_t len = vnxi_read_u32(&header);
     unsigned type = vnxi_read_u8(&header);
 
-    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_SETTLED ||
+    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_CLOSING ||
         (reader->allowed & VNXI_LINK_FRAME_BIT(type)) == 0) {
         return 0;
     }

@@ -23,6 +23,8 @@
  *   9 SETTLE   u64 token: answer when nothing at your end touches memory that
  *              an earlier REVOKE has named
  *  10 SETTLED  u64 token: nothing does
+ *  11 CLOSING  no body: the agent is about to end; use none of its memory from
+ *              now on.  SETTLE follows, and BYE after SETTLED
  * The opener sends HELLO, NOTIF, CONFIRM, SETTLED, CONTROL and BYE, the
  * listener the others, CONTROL and BYE.  Only the listener sends descriptors,
  * with the first byte of the frame.  A frame above VNXI_LINK_FRAME_MAX, of
@@ -61,6 +63,7 @@ typedef enum vnxi_link_frame_type {
     VNXI_LINK_FRAME_CONTROL = 8,
     VNXI_LINK_FRAME_SETTLE = 9,
     VNXI_LINK_FRAME_SETTLED = 10,
+    VNXI_LINK_FRAME_CLOSING = 11,
 } vnxi_link_frame_type_t;
 
 #define VNXI_LINK_FRAME_BIT(type) (1u << (type))
@@ -134,6 +137,7 @@ void vnxi_link_frame_write_control(vnxi_writer_t *writer,
 /* `type`: SETTLE or SETTLED. */
 void vnxi_link_frame_write_token(vnxi_writer_t *writer,
                                  vnxi_link_frame_type_t type, uint64_t token);
+void vnxi_link_frame_write_closing(vnxi_writer_t *writer);
 
 /* -- Reading -------------------------------------------------------------- */
 

@@ -465,6 +465,7 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_link_target_t *target,
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REFUSE) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONTROL) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_SETTLE) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CLOSING) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnx_status_t status = open_steps(link, target, error);
     if (status != VNX_OK) {

@@ -32,6 +32,12 @@ on_ended(void *context, vnxi_link_t *link, const char *cause)
 }
 
 static void
+on_closing(void *context, vnxi_link_t *link)
+{
+    on_ended(context, link, "the peer closes its agent");
+}
+
+static void
 on_alarm(void *context)
 {
     const vnxi_port_host_t *host = &((vnxi_port_t *)context)->config.host;
@@ -75,6 +81,7 @@ open_hub(vnxi_shm_port_t *port, vnx_error_t *error)
                       .notif = vnxi_port_notif,
                       .revoked = vnxi_confirm_on_revoked,
                       .settle = vnxi_confirm_on_settle,
+                      .closing = on_closing,
                       .ended = on_ended,
                       .confirm = vnxi_confirm_on_question,
                       .confirmed = vnxi_confirm_on_answer,
@@ -122,8 +129,20 @@ leave(vnxi_port_t *base)
 }
 
 static void
+settle(const vnxi_port_t *port, bool closes)
+{
+    if (!vnxi_hub_settle(((const vnxi_shm_port_t *)port)->hub, closes)) {
+        vnxi_log(VNX_LOG_WARNING, port->config.name,
+                 "a peer has not said within 2 s that it does not use memory "
+                 "any more that was deregistered here: its process was "
+                 "stopped, or has no CPU time");
+    }
+}
+
+static void
 port_stop(vnxi_port_t *port)
 {
+    settle(port, true);
     vnxi_hub_stop(((vnxi_shm_port_t *)port)->hub);
 }
 
@@ -462,12 +481,7 @@ revoked(vnxi_port_t *port, const vnxi_region_t *region, uint64_t epoch)
 static void
 settle_peers(vnxi_port_t *port)
 {
-    if (!vnxi_hub_settle(((vnxi_shm_port_t *)port)->hub)) {
-        vnxi_log(VNX_LOG_WARNING, port->config.name,
-                 "a peer has not said within 2 s that it does not use memory "
-                 "any more that was deregistered here: its process was "
-                 "stopped, or has no CPU time");
-    }
+    settle(port, false);
 }
 
 static void

@@ -420,6 +420,11 @@ test_link_owner_waits_until_openers_have_settled(void **state)
     assert_int_equal(vnxi_link_send_settled(pair.link, token, NULL), VNX_OK);
     atomic_store(&pair.node.never_settles, false);
     assert_int_equal(peer_settle(&pair), VNX_OK);
+    assert_int_equal(node_look(&pair.node).closings, 0);
+    assert_int_equal(
+        peer_do(&pair.peer, &(order_t){.kind = PEER_SETTLE, .count = 1}),
+        VNX_OK);
+    assert_int_equal(node_look(&pair.node).closings, 1);
 
     /* An answer that nobody has asked for ends the link. */
     assert_int_equal(vnxi_link_send_settled(pair.link, 1000, NULL), VNX_OK);
