@@ -1,6 +1,6 @@
 # Checks of the C library.  Sourced by check.sh.
 
-TOOLS="$ROOT/.venv" # meson and ninja
+TOOLS="$ROOT/.venv" # meson, ninja, clang-format
 
 meson() {
     PATH="$TOOLS/bin:$PATH" "$TOOLS/bin/meson" "$@"
@@ -417,8 +417,8 @@ c_files() {
 
 check_c_format() {
     cd "$ROOT"
-    clang-format --version
-    c_files '*.c' '*.h' | xargs clang-format --dry-run -Werror
+    "$TOOLS/bin/clang-format" --version
+    c_files '*.c' '*.h' | xargs "$TOOLS/bin/clang-format" --dry-run -Werror
 }
 
 # check_c_tidy [deep]: run clang-tidy on the files that the clang build compiles.

@@ -80,7 +80,6 @@ find_missing() {
     need iproute2 have_command ip
     need cmake have_command cmake
     need clang have_command clang
-    need clang-format have_command clang-format
     need clang-tidy have_command clang-tidy
     # Its name has the version of clang, which the first installation brings.
     if have_command clang; then

@@ -22,7 +22,10 @@ NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
 # Tests of the extension itself for --quick: arguments, results, lifetimes.
 ASAN_QUICK=($(printf 'tests/python/test_%s.py ' wrong_input calls descs \
     caller_code list_objects indices agent_object runs prepared_lists describe))
-TOOL_NEEDS=(meson meson-python ninja mypy ruff libclang)
+# Other versions of the last three find fault with the same code, or format it
+# otherwise.
+TOOL_NEEDS=(meson meson-python ninja libclang
+    clang-format==14.0.6 mypy==2.4.1 ruff==0.17.6)
 
 # Run pytest against the installed package.
 run_pytest() {
