@@ -48,7 +48,7 @@ make_compiler() {
     zig=$(echo "$TOOLS"/lib/python3.*/site-packages/ziglang/zig)
     mkdir -p "$dir"
     for tool in "cc -target $arch-linux-gnu.$GLIBC" ar ranlib; do
-        printf '#!/bin/sh\nexec %s %s "$@"\n' "$zig" "$tool" \
+        printf '#!/bin/sh\nexec %q %s "$@"\n' "$zig" "$tool" \
             >"$dir/${tool%% *}"
         chmod +x "$dir/${tool%% *}"
     done

@@ -55,7 +55,7 @@ make_flavour_venv() {
             >>"$site/shared.pth"
         base=$(readlink -f "$venv/bin/python")
         rm "$venv/bin/python"
-        printf '#!/bin/bash\nLD_PRELOAD=%s exec -a "$0" %s "$@"\n' \
+        printf '#!/bin/bash\nLD_PRELOAD=%q exec -a "$0" %q "$@"\n' \
             "$runtime" "$base" >"$venv/bin/python"
         chmod +x "$venv/bin/python"
     fi
@@ -117,7 +117,8 @@ sanitizer_options() {
     # gcc 12's TSan sometimes reports a joined thread as leaked.
     export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
     TSAN_OPTIONS="$TSAN_OPTIONS:report_thread_leaks=0"
-    TSAN_OPTIONS="$TSAN_OPTIONS:suppressions=$ROOT/tests/support/tsan.supp"
+    # A path may have a space or a colon, which ends a value without quotes.
+    TSAN_OPTIONS="$TSAN_OPTIONS:suppressions='$ROOT/tests/support/tsan.supp'"
     # TSan does not see UCX's own accesses or the locks between them.  ASan's
     # leak checker sometimes crashes in a process with UCX.
     export VLLM_NIXL_UCX_LIBRARY=none
@@ -197,7 +198,16 @@ check_fuzz() {
 # and build programs with pkg-config, CMake and Meson.  Then look at what was
 # installed, in another place.
 check_library() {
-    local copy="$WORK/library" home="$WORK/library-home" port stage
+    local folder="$WORK" copy home port stage
+    # The page does not quote paths, and neither does pkg-config.
+    case "$WORK" in
+    *[[:space:]]*)
+        folder=$(mktemp -d)
+        # shellcheck disable=SC2064
+        trap "rm -rf '$folder'" EXIT
+        ;;
+    esac
+    copy="$folder/library" home="$folder/library-home"
     rm -rf "$copy" "$home"
     copy_sources "$copy"
     port=$(free_port)

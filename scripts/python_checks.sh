@@ -230,7 +230,7 @@ python_is_debuggable() {
 # asan or tsan build.  Sanitizers write reports to files, because nothing reads
 # the output of many of the processes.  A single report fails the check.
 run_sanitized() {
-    local flavour=$1 reports="$WORK/reports-$1" status=0 run="" found
+    local flavour=$1 reports="$WORK/reports-$1" status=0 run="" log found
     shift
     c_build "$flavour"
     rm -rf "$reports"
@@ -240,13 +240,14 @@ run_sanitized() {
     # errors inside its arenas from ASan.
     export PYTHONMALLOC=malloc
     export ASAN_OPTIONS="$ASAN_OPTIONS:allocator_may_return_null=1"
-    ASAN_OPTIONS="$ASAN_OPTIONS:quarantine_size_mb=16:log_path=$reports/report"
-    UBSAN_OPTIONS="$UBSAN_OPTIONS:log_path=$reports/report"
-    export LSAN_OPTIONS="suppressions=$ROOT/tests/support/lsan.supp"
+    log="log_path='$reports/report'" # quoted, as in sanitizer_options
+    ASAN_OPTIONS="$ASAN_OPTIONS:quarantine_size_mb=16:$log"
+    UBSAN_OPTIONS="$UBSAN_OPTIONS:$log"
+    export LSAN_OPTIONS="suppressions='$ROOT/tests/support/lsan.supp'"
     LSAN_OPTIONS="$LSAN_OPTIONS:print_suppressions=0"
     TSAN_OPTIONS="second_deadlock_stack=1:die_after_fork=0"
-    TSAN_OPTIONS="$TSAN_OPTIONS:suppressions=$ROOT/tests/support/tsan.supp"
-    TSAN_OPTIONS="$TSAN_OPTIONS:log_path=$reports/report"
+    TSAN_OPTIONS="$TSAN_OPTIONS:suppressions='$ROOT/tests/support/tsan.supp'"
+    TSAN_OPTIONS="$TSAN_OPTIONS:$log"
     [ "$flavour" != tsan ] || run=fixed_layout
     if [ "$flavour" = asan ] && ! python_is_debuggable "$TOOLS/bin/python"; then
         say "SKIP: leaks in processes with Python: this interpreter has no" \
@@ -256,11 +257,10 @@ run_sanitized() {
     cd "$ROOT"
     $run "$WORK/venv-$flavour/bin/python" -m pytest -ra -q \
         -p no:cacheprovider "$@" || status=$?
-    found=$(grep -rl '^SUMMARY: ' "$reports" || true)
-    if [ -n "$found" ]; then
-        # shellcheck disable=SC2086
-        head -n 60 $found
-        say "sanitizer reports: $found"
+    mapfile -t found < <(grep -rl '^SUMMARY: ' "$reports")
+    if [ ${#found[@]} -gt 0 ]; then
+        head -n 60 "${found[@]}"
+        say "sanitizer reports:" "${found[@]}"
         return 1
     fi
     return $status

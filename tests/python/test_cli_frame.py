@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -53,7 +54,7 @@ def test_an_error_with_json_is_an_object():
 
 
 def test_a_reader_that_leaves_causes_no_message():
-    command = " ".join([*cli.COMMAND, "info", "| head -n 1"])
+    command = shlex.join([*cli.COMMAND, "info"]) + " | head -n 1"
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
