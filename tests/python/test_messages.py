@@ -14,6 +14,7 @@ import threading
 
 import pytest
 from support.deadline import PATIENCE
+from support.mute import mute_listener
 from support.ports import reserve_port
 
 pytestmark = pytest.mark.beyond_stock
@@ -409,25 +410,11 @@ def test_an_agent_gives_the_same_advice(endpoint, api):
 
 
 def test_a_listener_that_does_not_accept_is_named(channel, api):
-    """The queue of the port is full, so that nothing answers."""
-    with socket.socket() as full, socket.socket() as one:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        waiting = [one]
-        one.setblocking(False)
-        one.connect_ex(full.getsockname())
-        for _ in range(3):
-            waiting.append(socket.socket())
-            waiting[-1].setblocking(False)
-            waiting[-1].connect_ex(full.getsockname())
+    with mute_listener() as address:
         text = message(
             api.nixlTimeoutError,
-            lambda: channel.request_metadata(
-                "127.0.0.1", full.getsockname()[1], timeout_ms=200
-            ),
+            lambda: channel.request_metadata(*address, timeout_ms=200),
         )
-        for each in waiting[1:]:
-            each.close()
     assert "connecting to 127.0.0.1" in text
 
 

@@ -5,7 +5,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,17 +51,6 @@ typedef struct mute {
     int fd, port, waiting[4];
 } mute_t;
 
-/* The number of connections that wait to be accepted. */
-static unsigned
-count_waiting(int fd)
-{
-    struct tcp_info info;
-    socklen_t len = sizeof info;
-
-    assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len), 0);
-    return info.tcpi_unacked;
-}
-
 static void
 mute_open(mute_t *mute)
 {
@@ -73,7 +61,7 @@ mute_open(mute_t *mute)
             socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
         (void)!connect(mute->waiting[i], (void *)&to.addr, to.len);
     }
-    WAIT_UNTIL(count_waiting(mute->fd) > 0);
+    WAIT_UNTIL(peer_count_waiting(mute->fd) > 0);
 }
 
 static void

@@ -335,6 +335,7 @@ deaf_socket(const char *address, int *port_p, int *fillers, size_t count)
             socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         (void)!connect(fillers[i], (void *)&bound->addr, bound->len);
     }
+    WAIT_UNTIL(peer_count_waiting(fd) > 0); /* more than listen() allows */
     return fd;
 }
 

@@ -624,15 +624,24 @@ peer_revoke(node_t *node, const order_t *order)
     return VNX_OK;
 }
 
+/* Until the test kills this process, which outlives its parent; a test that
+ * fails before it does leaves it behind for a limited time. */
+static inline void
+wait_to_be_killed(void)
+{
+    alarm((unsigned)(5 * NODE_DEADLINE_NS / 1000000000));
+    for (;;) {
+        pause();
+    }
+}
+
 /* Without the hooks of fork(): as what some other library may start. */
 static inline pid_t
 child_that_holds(void)
 {
     pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
     if (pid == 0) {
-        for (;;) {
-            pause();
-        }
+        wait_to_be_killed();
     }
     return pid;
 }
@@ -643,9 +652,7 @@ child_by_fork(int orders)
     pid_t pid = fork();
     if (pid == 0) {
         close(orders);
-        for (;;) {
-            pause();
-        }
+        wait_to_be_killed();
     }
     return pid;
 }

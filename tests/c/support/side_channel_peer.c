@@ -77,6 +77,17 @@ peer_reset(int fd)
     close(fd);
 }
 
+unsigned
+peer_count_waiting(int listener)
+{
+    struct tcp_info info;
+    socklen_t len = sizeof info;
+
+    assert_int_equal(getsockopt(listener, IPPROTO_TCP, TCP_INFO, &info, &len),
+                     0);
+    return info.tcpi_unacked;
+}
+
 static void *
 server_main(void *arg)
 {

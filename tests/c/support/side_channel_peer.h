@@ -28,6 +28,9 @@ size_t peer_recv(int fd, void *data, size_t len);
 void peer_expect_end(int fd);
 /* Close with a reset. */
 void peer_reset(int fd);
+/* The number of connections that wait until this listening socket accepts
+ * them.  A connection gets there some time after connect(). */
+unsigned peer_count_waiting(int listener);
 
 /* -- A raw server --------------------------------------------------------- */
 

@@ -41,6 +41,7 @@ test_proc_stat_follows_a_process_to_its_end(void **state)
 
     assert_true(pid >= 0);
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (;;) {
             pause();
         }

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -60,6 +61,7 @@ start_peer(peer_t *peer, void (*change)(unsigned char *memory))
         if (change != NULL) {
             change(peer->memory);
         }
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (write(ready[1], "x", 1) != 1) {
             _exit(1);
         }

@@ -181,7 +181,7 @@ all_come(unsigned number, uint64_t ns)
     return came == MESSAGES;
 }
 
-/* An endpoint that is closed waits for its connection for half a second, and
+/* An endpoint that is closed waits for its connection for two seconds, and
  * 100 ms for the peer to read.  A busy machine may need longer, and then the
  * messages are lost; so of many tries, some have to succeed. */
 static void
@@ -191,7 +191,7 @@ expect_arrivals(bool wired, unsigned count)
     for (unsigned number = 0; count > 0; number++) {
         assert_true(number < 50);
         send_numbered(number, wired);
-        count -= all_come(number, 1000000000);
+        count -= all_come(number, 2500000000);
     }
     close_pair();
 }
