@@ -201,9 +201,11 @@ class Program:
 
     def end(self, signum: int = signal.SIGKILL) -> str:
         """End the program; returns what it wrote to stderr."""
-        self.clock.cancel()
         self.process.send_signal(signum)
-        return self.process.communicate()[1]
+        try:
+            return self.process.communicate()[1]
+        finally:
+            self.clock.cancel()
 
 
 def run_programs(
@@ -264,6 +266,10 @@ def main() -> None:
     group.add_argument("--script", choices=PAGES)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT)
     arguments = parser.parse_args()
+    # A shell starts what runs in the background with SIGINT ignored, and the
+    # programs would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = arguments.folder
     readme = (folder / "README.md").read_text()
     if arguments.write:

@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import itertools
 import os
+import signal
 import time
 
 import pytest
@@ -108,6 +109,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    set_signals()
     config.stash[LOG] = os.fdopen(os.dup(2), "w")
     config.addinivalue_line("markers", "slow: takes seconds")
     config.addinivalue_line(
@@ -123,6 +125,25 @@ def pytest_configure(config):
         raise pytest.UsageError(
             "--engine gpu and VLLM_NIXL_TEST_MEMORY=gpu belong together"
         )
+
+
+def set_signals():
+    """Let SIGTERM end the run as Ctrl-C does, so that fixtures undo what they
+    have done.  A shell starts what runs in the background with SIGINT ignored,
+    which the programs that a test interrupts would inherit."""
+
+    pid = os.getpid()
+
+    def interrupt(*_):
+        if os.getpid() != pid:  # a forked child has nothing to undo
+            os._exit(128 + signal.SIGTERM)
+        # timeout(1) sends another one, which must not end the cleaning up.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        raise KeyboardInterrupt("SIGTERM")
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def engines(config):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.deadline import PATIENCE, or_kill, until
+from support.deadline import or_kill, until
 from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
@@ -207,7 +207,8 @@ def test_stocks_reader_reads_our_ring(tmp_path):
         until(is_empty, "the reader takes all events", pause=0.01)
     finally:
         reader.send_signal(signal.SIGINT)  # its output is buffered
-        text, _ = reader.communicate(timeout=PATIENCE)
+        with or_kill(reader):
+            text, _ = reader.communicate()
     events = collections.Counter()
     for name, value in re.findall(r"Event name: (\w+)\s+Value: (\d+)", text):
         events[name] += int(value)

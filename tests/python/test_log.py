@@ -422,9 +422,16 @@ logging.getLogger().addHandler(MemoryHandler(100, 50, target))
 
 
 def test_lines_of_agents_that_the_exit_closes():
-    done = run("agents = [agent_of('open')]", VLLM_NIXL_LOG_LEVEL="DEBUG")
+    """Closing removes the peers."""
+    done = run(
+        """
+agents = [agent_of("open"), agent_of("other")]
+agents[0].add_remote_agent(agents[1].get_agent_metadata())
+""",
+        VLLM_NIXL_LOG_LEVEL="DEBUG",
+    )
     assert any(
-        "the agent was closed" in line["text"] or line["agent"] == "open"
+        line["agent"] == "open" and "the agent was closed" in line["text"]
         for line in lines_of(done.stderr)
     )
 

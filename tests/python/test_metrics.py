@@ -618,7 +618,8 @@ def test_growth_waits_while_a_ring_is_full(tmp_path):
         alpha, beta = play()
         path = os.path.join(os.environ["NIXL_TELEMETRY_DIR"], "alpha")
         taken = {}
-        while 11 not in taken:
+        end = time.monotonic() + 120
+        while 11 not in taken and time.monotonic() < end:
             with open(path, "r+b") as file:
                 write, read = struct.unpack("=QQ", file.read(16))
                 if write == read:

@@ -53,6 +53,14 @@ def finish(process):
     process.errors.close()
 
 
+def end(*processes):
+    """Kill those that were started and have not ended."""
+    for process in processes:
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 def test_demo_runs_between_two_hosts(two, env):
     """The side channel carries the handshake and UCX the blocks; decode checks
     every byte, prefill frees the fetched blocks."""
@@ -70,10 +78,7 @@ def test_demo_runs_between_two_hosts(two, env):
         freed = [event["request"] for event in said if "request" in event]
         finish(prefill)
     finally:
-        for process in (prefill, decode):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+        end(prefill, decode)
     assert "handshake" in told
     assert len(set(freed)) == 4
 
@@ -85,6 +90,7 @@ def test_two_hosts_are_told_apart(two, env):
     demo = [sys.executable, str(DEMO), *SIZE, *ANY]
     demo += ["--timeout", str(PATIENCE)]
     prefill = two.start(0, [*demo, "--role", "prefill"], env)
+    decode = None
     try:
         said = events(prefill)
         ready = next(event for event in said if event["event"] == "ready")
@@ -95,9 +101,7 @@ def test_two_hosts_are_told_apart(two, env):
         list(said)
         finish(prefill)
     finally:
-        if prefill.poll() is None:
-            prefill.kill()
-            prefill.wait()
+        end(prefill, decode)
 
 
 def test_bench_measures_between_two_hosts(two, env, opened):

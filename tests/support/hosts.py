@@ -6,7 +6,9 @@
 create them.
 """
 
+import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -30,6 +32,19 @@ def why_none():
     return None if shutil.which("ip") else "ip(8), of iproute2, is missing"
 
 
+def _remove_stale():
+    """Delete the namespaces of test processes that were killed."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/run/netns"):
+            found = re.fullmatch(r"vnx-(\d+)-\d+", name)
+            if found and not os.path.exists(f"/proc/{found[1]}"):
+                _ip_quietly("netns", "del", name)
+
+
+def _ip_quietly(*arguments):
+    subprocess.run(["ip", *arguments], capture_output=True, check=False)
+
+
 class Hosts:
     def __init__(self, count):
         self.names = [f"vnx-{os.getpid()}-{i}" for i in range(count)]
@@ -45,6 +60,7 @@ class Hosts:
 
     def make(self, kind):
         """Create the interfaces: a veth pair, or one of that kind."""
+        _remove_stale()
         for name in self.names:
             self.ip("netns", "add", name)
             self.ip("-n", name, "link", "set", "lo", "up")
@@ -66,9 +82,7 @@ class Hosts:
             *(["netns", "del", name] for name in self.names),
             ["link", "del", self.links[0]],
         ):
-            subprocess.run(
-                ["ip", *arguments], capture_output=True, check=False
-            )
+            _ip_quietly(*arguments)
 
     def inside(self, number):
         """A prefix that runs the command after it on one of the hosts."""
@@ -92,7 +106,7 @@ def _made(count, kind):
     hosts = Hosts(count)
     try:
         hosts.make(kind)
-    except OSError:
+    except BaseException:
         hosts.remove()
         raise
     return hosts

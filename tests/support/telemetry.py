@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+from support.deadline import PATIENCE, or_kill
 from support.peer import child_environment
 
 # Variables that a program must not inherit.
@@ -148,7 +149,8 @@ def start_scene(source, env, python=None, module="vllm_nixl"):
 
 def end_scene(process, text=None):
     """Wait for the program; returns its output and what it logged."""
-    out, err = process.communicate(text, timeout=240)
+    with or_kill(process, 8 * PATIENCE):
+        out, err = process.communicate(text)
     assert process.returncode == 0, (
         f"exit status {process.returncode}\n{out}\n{err}"
     )
