@@ -15,6 +15,14 @@ skip() {
     exit 77
 }
 
+# It ends with this script, even if that is killed.
+busy_loop() {
+    local i
+    while kill -0 $$ 2>/dev/null; do
+        for ((i = 0; i < 100000; i++)); do :; done # few looks, much work
+    done
+}
+
 # check_repeat N: run the whole suite N times beside two busy loops, which play
 # the other users of a shared machine.  The logs of runs that fail stay in
 # build-tests/repeat.
@@ -23,7 +31,7 @@ check_repeat() {
     rm -rf "$kept"
     mkdir -p "$kept"
     for run in 1 2; do
-        (while :; do :; done) &
+        busy_loop &
         loops+=($!)
     done
     # shellcheck disable=SC2064
@@ -31,7 +39,11 @@ check_repeat() {
     trap 'exit 1' INT TERM HUP
     for run in $(seq "${1:-5}"); do
         begin=$SECONDS status=passed
-        if ! "$ROOT/run_tests.sh" >"$kept/$run.log" 2>&1; then
+        # In the background, so that a signal ends the waiting for it.
+        "$ROOT/run_tests.sh" >"$kept/$run.log" 2>&1 &
+        # shellcheck disable=SC2064
+        trap "kill $! ${loops[*]} 2>/dev/null || true; wait" EXIT
+        if ! wait $!; then
             status=FAILED failures=$((failures + 1))
             cp -r "$WORK/logs" "$kept/$run"
         fi

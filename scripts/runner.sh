@@ -37,6 +37,7 @@ start() {
         wait $! || status=$?
         if [ $status = 124 ] || [ $status = 137 ]; then
             echo "stopped: it took more than $limit s" >>"$id.log"
+            end_group $!
         fi
         times >"$id.times"
         echo "$status $((SECONDS - begin)) $(cpu_seconds "$id.times")" \
@@ -48,13 +49,45 @@ start() {
 # End the checks that are running: a signal from the terminal does not reach
 # them.
 stop_checks() {
-    local entry group
+    local entry id group groups=()
     trap - EXIT INT TERM HUP
     for entry in ${CHECKS[@]+"${CHECKS[@]}"}; do
-        if [ ! -f "${entry#*|}.end" ] && group=$(cat "${entry#*|}.pid"); then
-            kill -- "-$group" 2>/dev/null || true
+        id=${entry#*|}
+        if [ ! -f "$id.end" ] && group=$(group_of "$id"); then
+            # Of a check that has just begun, there is no group yet.
+            kill -- "-$group" 2>/dev/null || kill "$group" 2>/dev/null || true
+            groups+=("$group")
         fi
     done
+    for group in ${groups[@]+"${groups[@]}"}; do
+        end_group "$group"
+    done
+}
+
+# Print the number of a check's process group, which the check writes soon after
+# it was started.
+group_of() {
+    local tries
+    for ((tries = 0; tries < 50; tries++)); do
+        if [ -s "$1.pid" ]; then
+            cat "$1.pid"
+            return 0 # in a trap, `return` alone is not the status of cat
+        fi
+        sleep 0.1
+    done
+    return 1
+}
+
+# end_group NUMBER: the processes of a group got SIGTERM.  Wait until they have
+# ended, because tests undo first what they have done, and kill those that take
+# more than ten seconds.
+end_group() {
+    local tries
+    for ((tries = 0; tries < 100; tries++)); do
+        kill -s 0 -- "-$1" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill -s KILL -- "-$1" 2>/dev/null || true
 }
 
 # Print the CPU seconds of a shell's children from the output of `times`.
