@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import deadline
+from support.disk import small_disk
 from support.memory import pattern
 from support.nixl import why_no_library
 
@@ -259,22 +260,13 @@ def test_closed_descriptor_is_named(api, storage):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
-    done = subprocess.run(mount, capture_output=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted: {done.stderr.decode()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=False)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
-def test_full_disk_error_names_the_row(api, storage, small_disk):
-    storage.folder = small_disk
+def test_full_disk_error_names_the_row(api, storage, disk):
+    storage.folder = disk
     made = storage.made
     block = made.alloc(BLOCK, seed=7)
     fd, path = storage.open("full")

@@ -1,6 +1,8 @@
 """Prometheus: our collector, NIXL's variables and names, the dashboard."""
 
 import collections
+import errno
+import gc
 import json
 import os
 import re
@@ -9,11 +11,14 @@ import socket
 import struct
 import subprocess
 import sys
+import textwrap
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 from support.deadline import PATIENCE, or_kill, until
+from support.disk import fill, small_disk
 from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
@@ -107,19 +112,20 @@ def test_the_endpoint_has_nixls_names_labels_and_values():
         expected = {"alpha": 5} if status == "not_found" else {}
         name = "agent_errors_total"
         assert by_agent(found, name, status=status) == expected, status
-    for time in ("agent_xfer_time", "agent_xfer_post_time"):
-        total = by_agent(found, f"{time}_total")
-        assert by_agent(found, f"{time}_us_sum") == total
+    for timer in ("agent_xfer_time", "agent_xfer_post_time"):
+        total = by_agent(found, f"{timer}_total")
+        assert by_agent(found, f"{timer}_us_sum") == total
         # The last transfer may have taken less than a microsecond.
-        last = by_agent(found, time).get("alpha", 0)
+        last = by_agent(found, timer).get("alpha", 0)
         assert last <= total["alpha"]
         assert [
             dict(labels)["le"]
             for (name, labels) in found
-            if name == f"{time}_us_bucket" and ("agent_name", "beta") in labels
+            if name == f"{timer}_us_bucket"
+            and ("agent_name", "beta") in labels
         ] == BOUNDS
         counts = [
-            by_agent(found, f"{time}_us_bucket", le=bound).get("alpha", 0)
+            by_agent(found, f"{timer}_us_bucket", le=bound).get("alpha", 0)
             for bound in BOUNDS
         ]
         assert counts == sorted(counts)
@@ -652,14 +658,253 @@ def test_growth_waits_while_a_ring_is_full(tmp_path):
 
 def test_an_agent_whose_name_is_a_path_gets_no_ring(tmp_path):
     _, log = run_scene(
-        "kept = [make('../a'), make('b'), make('b')]",
+        "kept = [make('../a'), make('n\\0l'), make('b'), make('b')]",
         exporting("BUFFER", NIXL_TELEMETRY_DIR=str(tmp_path / "")),
     )
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert not (tmp_path.parent / "a").exists()
-    paths, twice = warnings(log)
-    assert "the agent's name '../a' is no file name" in paths
+    path, null, twice = warnings(log)
+    assert "the agent's name '../a' is no file name" in path
+    assert r"the agent's name 'n\x00l' is no file name" in null
     assert "two agents have the name 'b'" in twice
+
+
+def test_a_ring_that_cannot_be_written_stops_no_other(tmp_path):
+    """Another program has written nonsense into it."""
+    out, log = run_scene(
+        """
+        import struct
+        from vllm_nixl import _telemetry
+        folder = os.environ["NIXL_TELEMETRY_DIR"]
+        bad, good = make("bad"), make("good")
+        with _telemetry._lock:  # not between reading and writing of the thread
+            with open(os.path.join(folder, "bad"), "r+b") as file:
+                file.write(struct.pack("=Q", 1 << 62))
+        transfer(bad, bad, "READ", [10])
+        end = time.monotonic() + 60
+
+        def events():
+            with open(os.path.join(folder, "good"), "rb") as file:
+                return struct.unpack("=Q", file.read(8))[0]
+
+        for _ in range(3):
+            before = events()
+            transfer(good, good, "READ", [10])
+            while events() == before:
+                assert time.monotonic() < end, "the thread has ended"
+                time.sleep(0.001)
+        bad.close()
+        print("closed")
+        """,
+        exporting(
+            "BUFFER",
+            NIXL_TELEMETRY_DIR=str(tmp_path),
+            NIXL_TELEMETRY_RUN_INTERVAL="1",
+        ),
+    )
+    assert out.split() == ["closed"]
+    assert "telemetry of 'bad' was not written" in log
+
+
+# -- What the machine lacks ---------------------------------------------------
+
+
+FILES = {
+    "BUFFER": "NIXL_TELEMETRY_DIR",
+    "prometheus_mp": "NIXL_TELEMETRY_MULTIPROC_DIR",
+}
+FULL = """
+kept = [make("a"), make("b")]
+kept[0].add_remote_agent(kept[1].get_agent_metadata())
+transfer(*kept, "READ", [10])
+time.sleep(0.1)  # several writes
+print("moved")
+"""
+
+
+@pytest.mark.parametrize("exporter", FILES)
+def test_a_full_disk_costs_the_export_and_not_the_process(exporter, tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        fill(disk / "other")
+        env = {FILES[exporter]: str(disk), "NIXL_TELEMETRY_RUN_INTERVAL": "10"}
+        out, log = run_scene(FULL, exporting(exporter, **env))
+    assert out.split() == ["moved"]
+    for warning in warnings(log):
+        assert "No space left on device" in warning
+        assert str(disk) in warning
+    assert warnings(log)
+
+
+@pytest.mark.parametrize("exporter", FILES)
+def test_the_files_have_their_disk_space_from_the_start(exporter, tmp_path):
+    """If there is none, they are not mapped."""
+    out, log = run_scene(
+        """
+        import errno
+        def full(fd, offset, size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate = full
+        """
+        + textwrap.indent(FULL, " " * 8),
+        exporting(exporter, **{FILES[exporter]: str(tmp_path)}),
+    )
+    assert out.split() == ["moved"]
+    assert warnings(log)
+    for warning in warnings(log):
+        assert "No space left on device" in warning
+    assert not list(tmp_path.glob("nixl.*"))
+    assert [path.stat().st_size for path in tmp_path.glob("[ab]")] == (
+        [0, 0] if exporter == "BUFFER" else []
+    )
+
+
+def test_a_file_gets_its_space_on_every_file_system(tmp_path, monkeypatch):
+    """Not all of them can allocate it, nor all C libraries emulate it."""
+    from vllm_nixl._telemetry import files
+
+    def refuse(fd, offset, size):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    size = 300_001
+    with (tmp_path / "file").open("w+b", 0) as file:
+        with files.map_file(file.fileno(), size) as mapped:
+            assert len(mapped) == size
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == size
+    assert (tmp_path / "file").read_bytes() == bytes(size)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """store(): the file of an agent, in tmp_path."""
+    from vllm_nixl import NixlAgent
+    from vllm_nixl._telemetry import stores, values
+
+    labels = {"agent_name": "a", "hostname": "h"}
+    with NixlAgent("a") as agent:
+        snapshot = values.read(agent, labels, frozenset())
+    return lambda: stores.Store(str(tmp_path), 0, labels, snapshot)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_store_that_cannot_be_created_closes_its_file_once(
+    store, tmp_path, monkeypatch, is_gone
+):
+    def fail(old, new):
+        if is_gone:
+            Path(old).unlink()
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="full") as caught:
+        store()
+    other = os.open(os.devnull, os.O_RDONLY)  # gets the number of its file
+    del caught
+    gc.collect()
+    os.close(other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_from_before_a_reboot_is_stale(store, tmp_path):
+    """The clock of the machine began again."""
+    from vllm_nixl._telemetry import stores
+
+    left = store()
+    future = time.monotonic_ns() + 10**18
+    struct.pack_into("=Q", left._map, stores._UPDATED_AT, future)
+    assert len(list(stores.read_all(str(tmp_path), 10**9))) == 1
+    left.forget()
+    assert list(stores.read_all(str(tmp_path), 10**9)) == []
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exporter", ["prometheus", *FILES])
+def test_an_agent_is_exported_when_threads_start_again(exporter, tmp_path):
+    """The first agent is not, because no thread starts."""
+    out, log = run_scene(
+        """
+        import threading
+        start = threading.Thread.start
+        def fail(thread):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = fail
+        first = make("a")
+        threading.Thread.start = start
+        second = make("b")
+        if os.environ["NIXL_TELEMETRY_EXPORTER"] == "BUFFER":
+            print(*os.listdir(os.environ["NIXL_TELEMETRY_DIR"]))
+        else:
+            text = scrape()
+            print(*(name for name in "ab" if f'agent_name="{name}"' in text))
+        """,
+        exporting(
+            exporter,
+            NIXL_TELEMETRY_DIR=str(tmp_path),
+            NIXL_TELEMETRY_MULTIPROC_DIR=str(tmp_path),
+        ),
+    )
+    (warning,) = warnings(log)
+    assert "can't start new thread" in warning
+    assert out.split() == ["b"]
+
+
+# -- Clients of the endpoint --------------------------------------------------
+
+
+def test_an_idle_client_is_closed():
+    _, log = run_scene(
+        """
+        import socket
+        from vllm_nixl._telemetry.server import _Handler
+        assert 0 < _Handler.timeout <= 60
+        _Handler.timeout = 0.05
+        kept = make("a")
+        port = int(os.environ["NIXL_TELEMETRY_PROMETHEUS_PORT"])
+        client = socket.create_connection(("127.0.0.1", port), 60)
+        assert client.recv(1) == b""
+        _Handler.timeout = 60
+        assert "agent_tx_bytes_total" in scrape()
+        """,
+        exporting("prometheus"),
+    )
+    assert "Traceback" not in log
+
+
+def test_clients_above_the_limit_are_closed():
+    run_scene(
+        """
+        import socket, threading
+        from vllm_nixl._telemetry import server
+        server._Handler.timeout = 3600
+        kept = make("a")
+        port = int(os.environ["NIXL_TELEMETRY_PROMETHEUS_PORT"])
+
+        def connect():
+            return socket.create_connection(("127.0.0.1", port), 60)
+
+        clients = []
+        threads = threading.active_count()
+        for _ in range(server.MAX_CLIENTS):
+            clients.append(connect())
+            # One after another, because the queue is short.
+            while threading.active_count() != threads + len(clients):
+                time.sleep(0.001)
+        try:
+            assert connect().recv(1) == b""
+        except ConnectionError:
+            pass
+        clients.pop().close()
+        end = time.monotonic() + 60
+        while True:
+            try:
+                assert "agent_tx_bytes_total" in scrape()
+                break
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        """,
+        exporting("prometheus"),
+    )
 
 
 # -- Our collector ------------------------------------------------------------

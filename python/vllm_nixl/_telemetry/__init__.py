@@ -148,6 +148,8 @@ class Exporter:
                 f"cannot listen on {settings.host}:{settings.port} "
                 f"(NIXL_TELEMETRY_PROMETHEUS_PORT): {error.strerror}"
             ) from None
+        except RuntimeError as error:
+            raise SettingError(str(error)) from None
 
     def collect(self) -> Iterable[Metric]:
         """The metrics for a scrape."""
@@ -206,23 +208,32 @@ class _Files(Exporter):
         raise NotImplementedError
 
     def add(self, agent: NixlAgent) -> None:
-        if agent not in self._files:
-            self._files[agent] = self.open(agent)
+        # The thread first: without it, a file would never be written.
         if self._thread is None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, name="vllm_nixl-telemetry", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread
+        if agent not in self._files:
+            self._files[agent] = self.open(agent)
 
     def remove(self, agent: NixlAgent) -> None:
         file = self._files.pop(agent, None)
         if file is not None:
-            file.write(self._read(agent))
+            self._write(agent, file)
             file.forget()
 
     def flush(self) -> None:
         for agent, file in list(self._files.items()):
+            self._write(agent, file)
+
+    def _write(self, agent: NixlAgent, file: _File) -> None:
+        """Write a file. A failure ends neither the thread nor a call."""
+        try:
             file.write(self._read(agent))
+        except Exception as error:
+            _warn(f"telemetry of {agent.name!r} was not written: {error!r}")
 
     def forget(self) -> None:
         super().forget()
@@ -302,9 +313,7 @@ class _Multiprocess(_Files):
             if not self._election.won():
                 return
             self._serve()
-        except OSError as error:
-            _warn(f"prometheus_mp: {error}")
-        except SettingError as error:
+        except Exception as error:  # whatever it is, the thread goes on
             self._election.forget()
             _warn(f"prometheus_mp: this process cannot serve: {error}")
 
@@ -336,17 +345,18 @@ class _Buffer(_Files):
             )
 
     def open(self, agent: NixlAgent) -> _File:
-        if "/" in agent.name or agent.name in (".", ".."):
+        if set("/\0") & set(agent.name) or agent.name in (".", ".."):
             raise SettingError(
                 f"the agent's name {agent.name!r} is no file name"
             )
         if any(other.name == agent.name for other in list(self._files)):
             raise SettingError(f"two agents have the name {agent.name!r}")
+        path = os.path.join(self._folder, agent.name)
         try:
-            return Ring(os.path.join(self._folder, agent.name), self._capacity)
+            return Ring(path, self._capacity)
         except OSError as error:
             raise SettingError(
-                f"cannot create {error.filename}: {error.strerror}"
+                f"cannot create {path}: {error.strerror}"
             ) from None
 
 
@@ -410,8 +420,11 @@ def attach(agent: NixlAgent, is_captured: bool) -> Exporter | None:
             exporter.add(agent)
             return exporter
     except SettingError as error:
-        _warn(f"telemetry is not exported (exporter {name}): {error}")
-        return None
+        reason = str(error)
+    except Exception as error:
+        reason = repr(error)
+    _warn(f"telemetry is not exported (exporter {name}): {reason}")
+    return None
 
 
 def detach(agent: NixlAgent, exporter: Exporter) -> None:

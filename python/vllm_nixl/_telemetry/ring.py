@@ -10,11 +10,11 @@ the ring is full when one more event would make the two equal.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from typing import TYPE_CHECKING
 
+from .files import map_file
 from .values import EVENT_COUNT
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ class Ring:
             0o644,
         )
         try:
-            size = _HEADER.size + _EVENT.size * capacity
-            os.ftruncate(fd, size)
-            self._map = mmap.mmap(fd, size)
+            self._map = map_file(fd, _HEADER.size + _EVENT.size * capacity)
         finally:
             os.close(fd)
         self._capacity = capacity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
@@ -14,9 +15,16 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
 
+MAX_CLIENTS = 32  # at the same time, each with a thread
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_port = False  # True in newer Pythons: two would share it
+
+    def __init__(self, *args: Any) -> None:
+        self._room = threading.Semaphore(MAX_CLIENTS)
+        super().__init__(*args)
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name.
@@ -28,8 +36,35 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_port = self.server_address[1]
         self.setup_environ()
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a client, or close one too many."""
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread was started
+            self._room.release()
+            raise
+
+    def process_request_thread(
+        self, request: Any, client_address: Any
+    ) -> None:
+        """Serve a client."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
 
 class _Handler(WSGIRequestHandler):
+    timeout = 10  # seconds that a client may say nothing, or read nothing
+
+    def handle(self) -> None:
+        """Answer; a client that says nothing or leaves is no error."""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            super().handle()
+
     def log_message(self, format: str, *args: Any) -> None:
         """Do not log scrapes."""
 
@@ -37,7 +72,8 @@ class _Handler(WSGIRequestHandler):
 class Endpoint:
     """Serves the metrics of collectors at http://host:port/metrics.
 
-    ImportError without prometheus_client; OSError if the port is taken.
+    ImportError without prometheus_client; OSError if the port is taken;
+    RuntimeError if no thread can be started.
     """
 
     def __init__(
@@ -59,11 +95,16 @@ class Endpoint:
 
         self._server = make_server(host, port, application, _Server, _Handler)
         self.address = f"{host}:{self._server.server_port}"
-        threading.Thread(
+        thread = threading.Thread(
             target=self._server.serve_forever,
             name="vllm_nixl-metrics",
             daemon=True,
-        ).start()
+        )
+        try:
+            thread.start()
+        except BaseException:
+            self._server.server_close()
+            raise
 
     def forget(self) -> None:
         """Close the socket; in a forked child, which has no thread."""

@@ -15,12 +15,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
+import math
 import os
 import struct
 import time
 from typing import TYPE_CHECKING
 
+from .files import map_file
 from .values import EVENT_COUNT, EVENTS, Snapshot
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ class Store:
         )
         try:
             _lock(self._fd)
-            os.ftruncate(self._fd, SIZE)
-            self._map = mmap.mmap(self._fd, SIZE)
+            self._map = map_file(self._fd, SIZE)
             _HEADER.pack_into(
                 self._map,
                 0,
@@ -113,8 +113,10 @@ class Store:
             # Under its name it is complete and locked.
             os.rename(staging, self.path)
         except BaseException:
-            os.unlink(staging)
             os.close(self._fd)
+            self._fd = -1  # another file may get the number
+            with contextlib.suppress(OSError):
+                os.unlink(staging)
             raise
 
     def write(self, snapshot: Snapshot) -> None:
@@ -210,6 +212,8 @@ def _read(path: str, ttl: float) -> Snapshot | None:
         else:
             snapshot, updated = parsed
             age = (time.monotonic_ns() - updated) / 1e9
+            if age < 0:  # written before the machine started again
+                age = math.inf
         if is_left and age > ttl:
             os.unlink(path)
             return None
