@@ -95,7 +95,8 @@ class NixlError(Exception):
     index: the offending row, from 0, or None
     operation: the call that failed, or None
     handles: if a wait raised it, the transfers as lists: 'ended' (without
-        error), 'failed' (or cancelled) and 'pending'; otherwise None
+        error), 'failed' (or cancelled) and 'pending'; otherwise None. A copy
+        of the error, such as a process pool passes on, has None
     """
 
     status: int
@@ -143,7 +144,8 @@ class nixlNoTelemetryError(NixlError):
 class nixlTimeoutError(NixlError, TimeoutError):
     """timed out
 
-    pending: the same list as handles['pending'] (of a wait only)
+    pending: the same list as handles['pending'] (of a wait only, and not in a
+        copy)
     """
 
     pending: list[nixl_xfer_handle]

@@ -171,6 +171,56 @@ error_class_add(PyObject *module, const error_row_t *row, PyObject **class_p)
                : PyModule_AddObjectRef(module, row->pyclass, *class_p);
 }
 
+/* Remove the attributes that hold transfers, which exist only in their
+ * process. */
+static int
+transfers_remove(PyObject *attributes)
+{
+    static const char *const names[] = {"handles", "pending"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (PyDict_GetItemString(attributes, names[i]) != NULL &&
+            PyDict_DelItemString(attributes, names[i]) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(reduce_doc,
+             "__reduce__($self)\n--\n\n"
+             "For pickle and copy: without .handles and .pending.");
+
+static PyObject *
+error_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *result = NULL;
+    PyObject *args = PyObject_GetAttrString(op, "args");
+    PyObject *own = PyObject_GenericGetDict(op, NULL);
+    PyObject *attributes = own != NULL ? PyDict_Copy(own) : NULL;
+    if (args != NULL && attributes != NULL &&
+        transfers_remove(attributes) == 0) {
+        result = PyTuple_Pack(3, (PyObject *)Py_TYPE(op), args, attributes);
+    }
+    Py_XDECREF(attributes);
+    Py_XDECREF(own);
+    Py_XDECREF(args);
+    return result;
+}
+
+/* Add the method to NixlError. */
+static int
+reduce_add(PyObject *class)
+{
+    static PyMethodDef method = {"__reduce__", error_reduce, METH_NOARGS,
+                                 reduce_doc};
+    PyObject *descriptor = PyDescr_NewMethod((PyTypeObject *)class, &method);
+    int ret = descriptor != NULL
+                  ? PyObject_SetAttrString(class, method.ml_name, descriptor)
+                  : -1;
+    Py_XDECREF(descriptor);
+    return ret;
+}
+
 static int
 error_base_add(PyObject *module)
 {
@@ -190,10 +240,11 @@ error_base_add(PyObject *module)
         "operation: the call that failed (str), or None\n"
         "handles: if a wait raised it, the transfers as lists: 'ended'\n"
         "    (without error), 'failed' (or cancelled) and 'pending';\n"
-        "    otherwise None",
+        "    otherwise None. A copy of the error, such as a process pool\n"
+        "    passes on, has None",
         PyExc_Exception, dict);
     Py_DECREF(dict);
-    return state->error_base == NULL
+    return state->error_base == NULL || reduce_add(state->error_base) < 0
                ? -1
                : PyModule_AddObjectRef(module, "NixlError", state->error_base);
 }

@@ -1,6 +1,7 @@
 """The exception classes: one hierarchy, with the attributes that programs
 need."""
 
+import copy
 import pickle
 
 import pytest
@@ -85,6 +86,31 @@ def test_error_has_the_peer_name(api, here):
 def test_errors_survive_pickling(here):
     """They pass through process pools and Ray."""
     error = raised(here)
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is type(error)
-    assert str(copy) == str(error)
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda error: pickle.loads(pickle.dumps(error)),
+        copy.deepcopy,
+        copy.copy,
+    ],
+)
+def test_errors_of_waits_are_copied_without_their_transfers(api, busy, copied):
+    here, handle = busy
+    for wait, *args in [(here.agent.wait, [handle], 0), (handle.result, 0)]:
+        with pytest.raises(api.nixlTimeoutError) as caught:
+            wait(*args)
+        error = caught.value
+        error.note = ["of the program"]
+        found = copied(error)
+        assert type(found) is type(error)
+        assert str(found) == str(error)
+        for name in ("args", "status", "index", "peer", "operation", "note"):
+            assert getattr(found, name) == getattr(error, name), name
+        assert found.handles is None
+        assert not hasattr(found, "pending")
+        assert error.handles["pending"] == error.pending == [handle]
