@@ -287,6 +287,30 @@ def patient():
 
 
 @pytest.mark.usefixtures("patient")
+def test_an_iterator_of_several_threads_has_the_only_reference(api):
+    """Its first row unrolls the list, which another thread ends meanwhile."""
+    numpy = pytest.importorskip("numpy")
+    rows = numpy.zeros((2 * ROWS, 3), numpy.uint64)
+    rows[:, 0] = numpy.arange(2 * ROWS) * 64 + 4096
+    rows[:, 1] = 64
+    for _ in range(TIMES):
+        iterator = iter(api.nixlXferDList("DRAM", rows))
+        start = threading.Barrier(2)
+        wrong = []
+
+        def run(iterator=iterator, start=start, wrong=wrong):
+            start.wait()
+            wrong.extend(row for row in iterator if row[1:] != (64, 0))
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("fill", FILLS)
 def test_other_threads_run_while_a_list_is_filled(api, fill):
     numpy = pytest.importorskip("numpy")

@@ -37,10 +37,15 @@ PyObject *
 vnxi_py_descs_item(PyObject *op, Py_ssize_t i)
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
-    if (!vnxi_py_descs_unroll(self) || index_check(self, i) < 0) {
-        return NULL;
+    PyObject *row = NULL;
+    /* Unrolling drops the GIL, and creating the tuple may run any code: an
+     * iterator that holds the only reference to the list may end meanwhile. */
+    Py_INCREF(op);
+    if (vnxi_py_descs_unroll(self) && index_check(self, i) >= 0) {
+        row = row_tuple(self, (size_t)i);
     }
-    return row_tuple(self, (size_t)i);
+    Py_DECREF(op);
+    return row;
 }
 
 int
