@@ -5,6 +5,7 @@ backends; and the error if no engine is suitable.
 import os
 
 import pytest
+from support.deadline import PATIENCE
 from support.nixl import why_no_library
 from support.program import run_program
 
@@ -211,4 +212,60 @@ def test_other_threads_run_while_a_library_is_opened(module, tmp_path, call):
         """,
         env={"VLLM_NIXL_LIBRARY": str(pipe)},
         timeout=30,
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "prep_xfer_dlist('', [(1, 1, 0)], 'DRAM')",
+        "check_remote_metadata('a')",
+    ],
+)
+def test_other_threads_run_while_a_call_waits_for_a_backend(
+    module, tmp_path, call
+):
+    """Another thread creates it, and waits for the library, a pipe.  Python
+    itself does not take the GIL away from the call."""
+    pipe = tmp_path / "libnixl_capi.so"
+    os.mkfifo(pipe)
+    run_program(
+        f"""
+        import sys
+        import threading
+        import vllm_nixl
+        from support.pipes import open_while
+
+        def refused(call, *args):
+            try:
+                call(*args)
+            except vllm_nixl.nixlNotFoundError:
+                pass
+
+        agent = vllm_nixl.NixlAgent(
+            "a", vllm_nixl.nixl_agent_config(engine="auto", backends=["SHM"])
+        )
+        may_begin, begins = threading.Event(), threading.Event()
+
+        def call():
+            may_begin.wait()
+            begins.set()
+            agent.{call}
+
+        calling = threading.Thread(target=refused, args=(call,))
+        calling.start()  # no thread starts while a library is opened
+        creating = threading.Thread(
+            target=refused, args=(agent.create_backend, "POSIX")
+        )
+        creating.start()
+        library = open({str(pipe)!r}, "wb")  # when the thread opens it
+        sys.setswitchinterval(1000)
+        may_begin.set()
+        begins.wait()
+        library.close()
+        open_while({str(pipe)!r}, creating.is_alive)
+        calling.join()
+        """,
+        env={"VLLM_NIXL_LIBRARY": str(pipe)},
+        timeout=4 * PATIENCE,
     )

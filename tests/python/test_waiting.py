@@ -645,6 +645,31 @@ for name, call in calls.items():
     fake.fake_nixl_await_call()
     assert fake.fake_nixl_let_go() == 0, name
     thread.join()
+
+# The wait drops the last reference to a transfer.
+posted, released = make(), make()
+agent.transfer(released)
+agent.wait([released])
+fake.fake_nixl_hang(1)
+assert agent.transfer(posted) == "PROC"
+waits = threading.Event()
+
+
+def handles():
+    yield posted
+    yield released
+    waits.set()
+
+
+thread = threading.Thread(target=lambda: agent.wait(handles()))
+thread.start()
+waits.wait()
+released.release()
+fake.fake_nixl_hold()
+fake.fake_nixl_hang(0)
+fake.fake_nixl_await_call()
+assert fake.fake_nixl_let_go() == 0, "wait"
+thread.join()
 """
 
 

@@ -1,6 +1,7 @@
 #include "python/agent/agent.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "python/arguments/convert.h"
 #include "python/descriptors/descs.h"
@@ -181,6 +182,16 @@ VNXI_PY_AGENT_METHOD(
                      vnx_agent_connect_peer);
 }
 
+static bool
+is_own_name(const vnxi_py_agent_t *self, const vnxi_py_bytes_t *name)
+{
+    size_t len;
+    const void *own = vnx_agent_name(self->agent, &len);
+    return name->len == len && memcmp(name->data, own, len) == 0;
+}
+
+/* Programs poll whether a peer is known, which waits for nothing.  The agent
+ * itself is known at once, unless another thread is creating a backend. */
 static PyObject *
 peer_check(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
            vnxi_py_descs_t *descs)
@@ -193,7 +204,8 @@ peer_check(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
         vnxi_py_bytes_put(&peer);
         return NULL;
     }
-    PyThreadState *thread = vnxi_py_gil_drop_if(descs != NULL);
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(descs != NULL || is_own_name(self, &peer));
     bool known = peer.len > 0 && vnx_agent_check_peer(
                                      self->agent, peer.data, peer.len,
                                      descs != NULL ? descs->mem : VNX_MEM_DRAM,

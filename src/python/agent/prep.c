@@ -35,13 +35,14 @@ prep_raise(prep_t *prep)
     return vnxi_py_raise(prep->self->state, &prep->error);
 }
 
+/* The first list waits while another thread creates a backend. */
 static bool
 builder_begin(prep_t *prep)
 {
-    return vnx_dlist_begin(prep->self->agent, prep->peer.data, prep->peer.len,
-                           prep->mem, prep->backends, &prep->builder,
-                           &prep->error) >= 0 ||
-           prep_raise(prep);
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_dlist_begin(
+        prep->self->agent, prep->peer.data, prep->peer.len, prep->mem,
+        prep->backends, &prep->builder, &prep->error));
+    return status >= 0 || prep_raise(prep);
 }
 
 /* Finish the builder.  `good`: all rows were fed; otherwise an exception is

@@ -30,12 +30,17 @@ typedef struct xfer_set {
     unsigned seen; /* GROUP_BIT of every group in `groups` */
 } xfer_set_t;
 
+/* Other threads may have released the handles meanwhile: then dropping the
+ * last reference of a transfer may wait, as releasing it does. */
 static void
-set_put(xfer_set_t *set)
+set_put(const vnxi_py_agent_t *self, xfer_set_t *set)
 {
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(vnx_agent_may_wait(self->agent));
     for (size_t i = 0; i < set->count; i++) {
         vnx_xfer_drop(set->xfers[i]);
     }
+    vnxi_py_gil_take(thread);
     PyMem_Free(set->xfers);
     Py_DECREF(set->handles);
 }
@@ -77,7 +82,7 @@ set_get(const vnxi_py_agent_t *self, const char *operation, PyObject *value,
     } else if (set_fill(self, operation, set_p)) {
         return true;
     }
-    set_put(set_p);
+    set_put(self, set_p);
     return false;
 }
 
@@ -327,7 +332,7 @@ VNXI_PY_AGENT_METHOD(
         return NULL;
     }
     PyObject *ended = set_wait_ended(self, operation, &set, flags, timeout_ns);
-    set_put(&set);
+    set_put(self, &set);
     return ended;
 }
 
@@ -343,7 +348,7 @@ vnxi_py_agent_wait_one(vnxi_py_agent_t *self, const char *operation,
     if (set_wait(self, operation, &set, 0, timeout_ns)) {
         result = vnxi_py_telemetry_of(self->state, set.xfers[0]);
     }
-    set_put(&set);
+    set_put(self, &set);
     return result;
 }
 
@@ -362,7 +367,7 @@ VNXI_PY_AGENT_METHOD_AS(
     }
     set_look(&set);
     bool is_over = set_is_over(&set, flags);
-    set_put(&set);
+    set_put(self, &set);
     return PyBool_FromLong(is_over);
 }
 
@@ -395,7 +400,7 @@ VNXI_PY_AGENT_METHOD(check_xfer_states, (REQUIRED(handles)),
         PyList_SET_ITEM(list, (Py_ssize_t)i,
                         Py_NewRef(state_word(self->state, set.xfers[i])));
     }
-    set_put(&set);
+    set_put(self, &set);
     return list;
 }
 

@@ -200,6 +200,13 @@ fake_nixl_hold(void)
     fake_nixl.holds = true;
 }
 
+/* Posts end only after a call with 0. */
+EXPORT void
+fake_nixl_hang(int hangs)
+{
+    fake_nixl.hangs = hangs != 0;
+}
+
 EXPORT void
 fake_nixl_await_call(void)
 {
