@@ -58,10 +58,15 @@ vnxi_dial_addresses(vnxi_dial_t *dial, const vnxi_addresses_t *addresses,
     }
 }
 
+/* A forked child may have a copy of the socket, which then stays in the set
+ * after it was closed here. */
 static void
 attempt_close(vnxi_dial_t *dial, size_t index)
 {
     if (dial->fds[index] >= 0) {
+        if (dial->is_connecting && dial->epoll_fd >= 0) {
+            epoll_ctl(dial->epoll_fd, EPOLL_CTL_DEL, dial->fds[index], NULL);
+        }
         close(dial->fds[index]);
         dial->fds[index] = -1;
         dial->open--;

@@ -131,7 +131,7 @@ static vnx_status_t
 closed_error(vnxi_stream_t *stream)
 {
     return stream_error(stream, VNX_ERR_BACKEND,
-                        stream->by_secret && !SSL_is_init_finished(stream->tls)
+                        stream->by_secret && !stream->is_shaken
                             ? "the connection was closed (perhaps by a "
                               "listener that has no shared secret)"
                             : "the connection was closed");
@@ -149,6 +149,28 @@ is_not_tls(int reason)
     case SSL_R_RECORD_TOO_SMALL:
     case SSL_R_UNEXPECTED_MESSAGE:
         return true;
+    default:
+        return false;
+    }
+}
+
+/* Does the reason say that bytes were changed on the way?  After the
+ * handshake, the head of a record is as good as its content. */
+static bool
+is_damage(const vnxi_stream_t *stream, int reason)
+{
+    switch (reason) {
+    case SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC:
+    case SSL_R_DIGEST_CHECK_FAILED:
+        return true;
+    case SSL_R_WRONG_VERSION_NUMBER:
+    case SSL_R_PACKET_LENGTH_TOO_LONG:
+    case SSL_R_ENCRYPTED_LENGTH_TOO_LONG:
+    case SSL_R_LENGTH_TOO_SHORT:
+    case SSL_R_RECORD_TOO_SMALL:
+    case SSL_R_BAD_RECORD_TYPE:
+    case SSL_R_UNEXPECTED_MESSAGE:
+        return stream->is_shaken;
     default:
         return false;
     }
@@ -215,14 +237,13 @@ protocol_error(vnxi_stream_t *stream)
     if (reason == SSL_R_UNEXPECTED_EOF_WHILE_READING) {
         return closed_error(stream);
     }
+    if (is_damage(stream, reason)) {
+        return stream_error(stream, VNX_ERR_NOT_ALLOWED,
+                            "what the other end sent was changed on the way");
+    }
     if (is_not_tls(reason)) {
         return stream_error(stream, VNX_ERR_MISMATCH,
                             "the other end speaks no TLS");
-    }
-    if (reason == SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC ||
-        reason == SSL_R_DIGEST_CHECK_FAILED) {
-        return stream_error(stream, VNX_ERR_NOT_ALLOWED,
-                            "what the other end sent was changed on the way");
     }
     vnx_status_t status = alert_error(stream, reason);
     if (status != VNX_OK) {
@@ -418,6 +439,7 @@ vnxi_tls_client_shake(vnxi_stream_t *stream)
         return stream_error(stream, VNX_ERR_NOT_ALLOWED,
                             "this listener did not prove the shared secret");
     }
+    stream->is_shaken = status == VNX_OK;
     return status;
 }
 
@@ -451,6 +473,18 @@ vnxi_tls_client_recv(vnxi_stream_t *stream, void *data, size_t size,
         return VNX_OK;
     }
     return outcome(stream, ret);
+}
+
+bool
+vnxi_tls_client_has_more(const vnxi_stream_t *stream)
+{
+    return SSL_pending(stream->tls) > 0;
+}
+
+void
+vnxi_tls_forget_errors(void)
+{
+    ERR_clear_error();
 }
 
 /* -- Server --------------------------------------------------------------- */

@@ -42,6 +42,7 @@ typedef struct vnxi_stream {
     int fd;           /* owned; -1: none */
     void *tls;        /* owned: SSL *; NULL: plain */
     bool by_secret;   /* TLS with the shared secret, not a certificate */
+    bool is_shaken;   /* the handshake is complete */
     size_t left;      /* bytes that this step of TLS may still receive */
     short events;     /* what to wait for after VNX_IN_PROG */
     char reason[200]; /* after an error or an end */
@@ -63,6 +64,14 @@ vnx_status_t vnxi_tls_client_send(vnxi_stream_t *stream, const void *data,
                                   size_t len, size_t *count_p);
 vnx_status_t vnxi_tls_client_recv(vnxi_stream_t *stream, void *data,
                                   size_t size, size_t *count_p);
+
+/* Are bytes left in TLS that a receive would return although the socket has
+ * none?  After a receive that has returned some. */
+bool vnxi_tls_client_has_more(const vnxi_stream_t *stream);
+
+/* Remove the errors that another library's use of OpenSSL has left in this
+ * thread's queue. */
+void vnxi_tls_forget_errors(void);
 
 /* -- Server --------------------------------------------------------------- */
 

@@ -16,6 +16,11 @@
 #include "base/clock.h"
 #include "base/error.h"
 
+/* What a step receives at most; other requests have work too.  TLS decrypts it
+ * in a fraction of a millisecond, unless its records are tiny. */
+#define RECEIVE_MAX (256u << 10)
+#define RECEIVE_MAX_NS UINT64_C(1000000)
+
 void
 vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
                       const unsigned char *out, const char *opening)
@@ -183,11 +188,47 @@ vnxi_client_conn_send(vnxi_client_conn_t *conn)
     return VNX_OK;
 }
 
+static vnx_status_t
+receive_some(vnxi_client_conn_t *conn, vnxi_incoming_t *in, void *space,
+             size_t size)
+{
+    vnxi_stream_t *stream = &conn->stream;
+
+    vnx_status_t status =
+        VNXI_TLS_IS_THERE && stream->tls != NULL
+            ? vnxi_tls_client_recv(stream, space, size, &size)
+            : socket_status(stream, recv(stream->fd, space, size, 0), POLLIN,
+                            &size);
+    if (status != VNX_OK) {
+        return stream_failed(conn, status);
+    }
+    if (size == 0) {
+        return VNX_ERR_CLOSED;
+    }
+    vnxi_incoming_commit(in, size);
+    return VNX_OK;
+}
+
+/* End the step, although there may be more.  What TLS has decrypted already
+ * does not make the socket readable. */
+static vnx_status_t
+continue_later(vnxi_client_conn_t *conn)
+{
+    vnxi_stream_t *stream = &conn->stream;
+
+    if (VNXI_TLS_IS_THERE && stream->tls != NULL &&
+        vnxi_tls_client_has_more(stream)) {
+        conn->request->wake = vnxi_clock_ns();
+    }
+    stream->events = POLLIN;
+    return stream_failed(conn, VNX_IN_PROG);
+}
+
 vnx_status_t
 vnxi_client_conn_receive(vnxi_client_conn_t *conn, vnxi_incoming_t *in)
 {
-    vnxi_stream_t *stream = &conn->stream;
-    size_t size;
+    uint64_t start = vnxi_clock_ns();
+    size_t left = RECEIVE_MAX, size;
     void *space;
 
     while ((space = vnxi_incoming_space(in, &size)) != NULL) {
@@ -195,17 +236,15 @@ vnxi_client_conn_receive(vnxi_client_conn_t *conn, vnxi_incoming_t *in)
         if (status != VNX_OK) {
             return status;
         }
-        status = VNXI_TLS_IS_THERE && stream->tls != NULL
-                     ? vnxi_tls_client_recv(stream, space, size, &size)
-                     : socket_status(stream, recv(stream->fd, space, size, 0),
-                                     POLLIN, &size);
+        if (left == 0 || vnxi_clock_ns() - start >= RECEIVE_MAX_NS) {
+            return continue_later(conn);
+        }
+        size_t before = in->body.len;
+        status = receive_some(conn, in, space, size < left ? size : left);
         if (status != VNX_OK) {
-            return stream_failed(conn, status);
+            return status;
         }
-        if (size == 0) {
-            return VNX_ERR_CLOSED;
-        }
-        vnxi_incoming_commit(in, size);
+        left -= in->body.len - before;
     }
     return size == 0 ? VNX_OK : vnxi_request_no_memory(conn->request);
 }

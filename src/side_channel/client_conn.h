@@ -47,7 +47,8 @@ vnx_status_t vnxi_client_conn_step(vnxi_client_conn_t *conn);
 /* Send the rest of `out`.  VNX_OK: all of it was sent, and out_len is 0. */
 vnx_status_t vnxi_client_conn_send(vnxi_client_conn_t *conn);
 
-/* Receive the bytes that `in` wants.  VNX_OK: all are there.  VNX_ERR_CLOSED:
+/* Receive the bytes that `in` wants.  VNX_OK: all are there.  VNX_IN_PROG: no
+ * more are there now, or this step has received enough.  VNX_ERR_CLOSED:
  * the peer has closed before; the caller writes the record.  VNX_ERR_TIMEOUT:
  * the deadline has passed, even if bytes are available. */
 vnx_status_t vnxi_client_conn_receive(vnxi_client_conn_t *conn,

@@ -44,7 +44,8 @@ extern vnxi_curl_t vnxi_curl;
 
 /* Open the library, once per process.  Any thread.  VNX_ERR_NOT_SUPPORTED: it
  * is not installed, or lacks a function that the record names.
- * VNX_ERR_BACKEND: its initialization failed. */
+ * VNX_ERR_BACKEND: there are too few descriptors to open it, or its
+ * initialization failed.  After an error, the next call tries again. */
 vnx_status_t vnxi_curl_load(const char *operation, vnx_error_t *error);
 
 #endif

@@ -19,6 +19,10 @@
  * it may repeat the token.  Failures get the statuses and the words that the
  * other transports use, or libcurl's text if that says more.
  *
+ * The thread belongs to the program.  libcurl is told to use no signals,
+ * because it would change their handlers.  Then older versions of it (before
+ * 7.87) do not avoid SIGPIPE either, so it is blocked while libcurl runs.
+ *
  * libcurl trusts the system's authorities in addition to those of a file,
  * unless it is told not to.
  */
@@ -36,13 +40,15 @@
 #include <vnx/version.h>
 
 #include "base/error.h"
+#include "base/sigpipe.h"
 #include "side_channel/client_conn.h"
 #include "side_channel/curl.h"
 #include "side_channel/http_wire.h"
 #include "side_channel/server.h"
 
 #define EVENTS 8
-#define ROUNDS_MAX 16 /* per step; other requests have work too */
+#define ROUNDS_MAX 16  /* per step; other requests have work too */
+#define STEP_MAX_NS MS /* likewise; one call of libcurl may exceed it */
 #define MS UINT64_C(1000000)
 #define HOST_MAX (VNX_SIDE_CHANNEL_ADDRESS_MAX + 8) /* in a URL */
 
@@ -679,11 +685,15 @@ has_ended(http_client_t *client, CURLcode *code_p)
 static vnx_status_t
 transfer(http_client_t *client)
 {
+    uint64_t start = vnxi_clock_ns();
     CURLcode code;
 
     for (int i = 0; i < ROUNDS_MAX && drive(client); i++) {
         if (has_ended(client, &code)) {
             return take(client, code);
+        }
+        if (vnxi_clock_ns() - start >= STEP_MAX_NS) {
+            break;
         }
     }
     client->conn.request->fd = client->epoll_fd;
@@ -693,6 +703,15 @@ transfer(http_client_t *client)
 }
 
 /* -- The transport's functions -------------------------------------------- */
+
+/* libcurl leaves errors of OpenSSL to the program (net/tls.c). */
+static void
+forget_errors(void)
+{
+    if (VNXI_TLS_IS_THERE) {
+        vnxi_tls_forget_errors();
+    }
+}
 
 static vnx_status_t
 http_check(const vnx_side_channel_options_t *options, const char **reason_p)
@@ -725,7 +744,7 @@ http_begin(vnxi_request_t *request)
 }
 
 static vnx_status_t
-http_step(vnxi_request_t *request)
+step(vnxi_request_t *request)
 {
     http_client_t *client = request->client;
     vnx_status_t status = VNX_OK;
@@ -746,8 +765,20 @@ http_step(vnxi_request_t *request)
     return status == VNX_OK ? transfer(client) : status;
 }
 
+static vnx_status_t
+http_step(vnxi_request_t *request)
+{
+    vnxi_sigpipe_t before;
+
+    vnxi_sigpipe_block(&before);
+    vnx_status_t status = step(request);
+    vnxi_sigpipe_restore(&before);
+    forget_errors();
+    return status;
+}
+
 static void
-http_end(vnxi_request_t *request)
+end(vnxi_request_t *request)
 {
     http_client_t *client = request->client;
 
@@ -770,6 +801,17 @@ http_end(vnxi_request_t *request)
     if (client->epoll_fd >= 0) {
         close(client->epoll_fd);
     }
+}
+
+static void
+http_end(vnxi_request_t *request)
+{
+    vnxi_sigpipe_t before;
+
+    vnxi_sigpipe_block(&before);
+    end(request);
+    vnxi_sigpipe_restore(&before);
+    forget_errors();
 }
 
 const vnxi_transport_t vnxi_transport_http = {

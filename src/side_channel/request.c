@@ -37,8 +37,9 @@
 #include "side_channel/channel.h"
 
 #define EVENTS 64
-#define ROUNDS_MAX 64 /* per call; other code has work too */
-#define BEGIN_MAX 32  /* per round */
+#define ROUNDS_MAX 64                 /* per call; other code has work too */
+#define STEP_MAX_NS UINT64_C(2000000) /* likewise, for long rounds */
+#define BEGIN_MAX 32                  /* per round */
 #define WINDOW_MAX 8192
 #define TIMER UINT32_MAX /* index of an event: the timer */
 #define BACKOFF_MAX_MS 1000
@@ -704,8 +705,10 @@ vnxi_requests_step(vnxi_requests_t *set)
         disown_all(set);
         return 0;
     }
+    uint64_t start = vnxi_clock_ns();
     for (int i = 0; i < ROUNDS_MAX; i++) {
-        if (set_round(set, 0) <= 0 && !has_next(set)) {
+        if ((set_round(set, 0) <= 0 && !has_next(set)) ||
+            vnxi_clock_ns() - start >= STEP_MAX_NS) {
             break;
         }
     }

@@ -347,6 +347,37 @@ test_dial_set_reports_each_attempt(void **state)
     mute_close(&mute);
 }
 
+/* A forked child has copies of the sockets.  Closing one here leaves it in the
+ * set, unless it is removed. */
+static void
+test_dial_set_forgets_attempts_that_live_on_elsewhere(void **state)
+{
+    mute_t mute;
+    mute_open(&mute);
+    int dead, bound = listen_on(-1, &dead), fd = -1;
+    const vnxi_address_t list[] = {address_of("127.0.0.1", mute.port),
+                                   address_of("127.0.0.1", dead)};
+    vnxi_dial_t dial;
+    struct pollfd entry;
+    uint64_t wake;
+    (void)state;
+
+    dial_of(&dial, list, 2, 0, 60 * SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_IN_PROG);
+    assert_int_equal(vnxi_dial_step(&dial, SECOND, &fd), VNX_IN_PROG);
+    int copy = dup(dial.fds[1]);
+    assert_true(copy >= 0);
+    vnxi_dial_wait(&dial, &entry.fd, &entry.events, &wake);
+    assert_int_equal(poll(&entry, 1, 20000), 1);
+    assert_int_equal(vnxi_dial_step(&dial, SECOND, &fd), VNX_IN_PROG);
+    assert_int_equal(dial.errs[1], ECONNREFUSED);
+    assert_int_equal(poll(&entry, 1, 0), 0);
+    vnxi_dial_fini(&dial);
+    close(copy);
+    close(bound);
+    mute_close(&mute);
+}
+
 /* The second attempt needs a socket and the set; there is only one descriptor.
  */
 static void
@@ -545,6 +576,8 @@ main(void)
         cmocka_unit_test(test_dial_starts_the_next_attempt_on_time),
         cmocka_unit_test(test_dial_shortens_attempts_if_time_is_short),
         cmocka_unit_test(test_dial_set_reports_each_attempt),
+        cmocka_unit_test(
+            test_dial_set_forgets_attempts_that_live_on_elsewhere),
         cmocka_unit_test(test_dial_reports_a_lack_of_descriptors),
         cmocka_unit_test(test_dial_connects_to_an_address_and_to_localhost),
         cmocka_unit_test(test_dial_names_the_address_that_refused),

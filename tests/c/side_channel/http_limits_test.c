@@ -1,14 +1,18 @@
 /* Hostile or broken clients of the HTTP side channel: each loses its own
  * exchange and affects no other. */
+#include "child_check.h"
 #include "http_peer.h"
 #include "side_channel_attacks.h"
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -19,6 +23,65 @@
 static char reply[HTTP_REPLY_MAX];
 
 static const attacked_t attacked = {http_new, REQUEST, REQUEST_LEN};
+
+/* Open what the process may; returns the last descriptor. */
+static int
+open_all(rlim_t most)
+{
+    struct rlimit limit;
+    int last = -1, fd;
+
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = most;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    while ((fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0) {
+        last = fd;
+    }
+    return last;
+}
+
+/* In a child that has not used libcurl, nor has its parent. */
+static void
+ask_without_descriptors(vnx_side_channel_t *channel, int port)
+{
+    vnx_error_t error;
+    void *got;
+    size_t len;
+
+    int last = open_all(64);
+    CHECK(vnx_side_channel_request(channel, "127.0.0.1", port, 20000, &got,
+                                   &len, &error) == VNX_ERR_BACKEND);
+    CHECK(strstr(error.cause, "libcurl") != NULL);
+    for (int fd = last; fd > last - 30; fd--) {
+        close(fd);
+    }
+    CHECK(vnx_side_channel_request(channel, "127.0.0.1", port, 20000, &got,
+                                   &len, NULL) == VNX_OK);
+    free(got);
+    _exit(0);
+}
+
+/* The first test, because it needs a program that has no libcurl yet. */
+static void
+test_http_limits_lack_of_descriptors_does_not_disable_http(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = http_new(NULL);
+    peer_server_t server = {
+        .reply = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+        .reply_len = 39};
+    int status;
+
+    peer_server_start(&server, http_serve_reply);
+    pid_t child = fork();
+    if (child == 0) {
+        ask_without_descriptors(channel, server.port);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    peer_server_stop(&server);
+    vnx_side_channel_free(channel);
+}
 
 static void
 test_http_limits_crowd_does_not_stop_service(void **state)
@@ -375,6 +438,8 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(
+            test_http_limits_lack_of_descriptors_does_not_disable_http),
         cmocka_unit_test(test_http_limits_crowd_does_not_stop_service),
         cmocka_unit_test(test_http_limits_evict_connections_beyond_the_table),
         cmocka_unit_test(test_http_limits_evict_keep_alive_connections_first),

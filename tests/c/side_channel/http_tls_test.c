@@ -3,6 +3,7 @@
 #include "http_peer.h"
 #include "tls_channels.h"
 
+#include <openssl/err.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -94,6 +95,28 @@ test_http_tls_shutdown_during_a_handshake_leaks_nothing(void **state)
 {
     (void)state;
     expect_tls_shutdown_leaves_nothing(http_new);
+}
+
+/* The program may use OpenSSL too, and would take them for its own. */
+static void
+test_http_tls_leaves_no_errors_of_openssl(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *server = tls_server(http_new, "server.pem", NULL, 0);
+    vnx_side_channel_t *stranger =
+        tls_client(http_new, "stranger.pem", NULL, NULL);
+    vnx_side_channel_t *without = tls_client(http_new, "none.pem", NULL, NULL);
+    int port = channel_start(server, "x", 1);
+
+    channel_expect_failure(stranger, port, 20000, VNX_ERR_NOT_ALLOWED,
+                           "not trusted");
+    assert_int_equal(ERR_peek_error(), 0);
+    channel_expect_failure(without, port, 20000, VNX_ERR_INVALID_PARAM,
+                           "none.pem'");
+    assert_int_equal(ERR_peek_error(), 0);
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(stranger);
+    vnx_side_channel_free(without);
 }
 
 /* -- Signals -------------------------------------------------------------- */
@@ -215,6 +238,7 @@ main(void)
         cmocka_unit_test(test_http_tls_half_handshakes_do_not_block_others),
         cmocka_unit_test(
             test_http_tls_shutdown_during_a_handshake_leaks_nothing),
+        cmocka_unit_test(test_http_tls_leaves_no_errors_of_openssl),
         cmocka_unit_test(test_http_tls_stopping_raises_no_sigpipe),
         cmocka_unit_test(test_http_tls_missing_files_are_named),
     };

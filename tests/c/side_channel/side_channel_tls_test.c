@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "net/tls.h"
+#include "side_channel/client_conn.h"
 
 static vnx_side_channel_t *
 secret_channel(const char *secret)
@@ -367,6 +368,117 @@ test_tls_flood_after_the_handshake_does_not_extend_a_step(void **state)
     peer_server_stop(&server);
 }
 
+/* More than a step receives, in two records more than it needs. */
+#define LONG_BODY ((256u << 10) + 99)
+
+static void
+serve_long_body(peer_server_t *server, int client)
+{
+    void *ctx = server_context();
+    SSL *ssl = SSL_new(ctx);
+    unsigned char *data = pattern(1 + LONG_BODY, 5);
+
+    SSL_set_fd(ssl, client);
+    assert_int_equal(SSL_accept(ssl), 1);
+    assert_int_equal(SSL_write(ssl, data, 1 + LONG_BODY), 1 + LONG_BODY);
+    peer_server_stopped(server, -1);
+    free(data);
+    SSL_free(ssl);
+    vnxi_tls_context_free(ctx);
+}
+
+/* A step that ends within a record leaves bytes that are not in the socket. */
+static void
+test_tls_what_is_decrypted_already_is_not_waited_for(void **state)
+{
+    (void)state;
+    vnxi_request_t request = {.deadline = UINT64_MAX};
+    vnxi_client_conn_t conn = {.request = &request, .stage = VNXI_CLIENT_OPEN};
+    vnxi_incoming_t in = {.head_want = 1, .body_want = LONG_BODY};
+    unsigned char *data = pattern(1 + LONG_BODY, 5);
+    peer_server_t server = {0};
+    vnx_status_t status;
+
+    peer_server_start(&server, serve_long_body);
+    stream_open(&conn.stream, server.port);
+    assert_int_equal(vnxi_tls_client_shake(&conn.stream), VNX_OK);
+    for (;;) {
+        request.wake = UINT64_MAX;
+        status = vnxi_client_conn_receive(&conn, &in);
+        if (status != VNX_IN_PROG) {
+            break;
+        }
+        struct pollfd entry = {.fd = request.fd, .events = request.events};
+        assert_true(request.wake != UINT64_MAX || poll(&entry, 1, 20000) == 1);
+    }
+    assert_int_equal(status, VNX_OK);
+    assert_memory_equal(in.body.data, data + 1, LONG_BODY);
+    vnxi_body_fini(&in.body);
+    free(data);
+    vnxi_client_conn_fini(&conn);
+    peer_server_stop(&server);
+}
+
+/* -- Damage --------------------------------------------------------------- */
+
+static struct damage {
+    size_t at; /* which byte of a record is changed */
+    char bits;
+} damage;
+
+/* A record that a byte of was changed, after the handshake. */
+static void
+serve_damage(peer_server_t *server, int client)
+{
+    void *ctx = server_context();
+    SSL *ssl = SSL_new(ctx);
+    BIO *out = BIO_new(BIO_s_mem());
+    char *data;
+
+    SSL_set_fd(ssl, client);
+    assert_int_equal(SSL_accept(ssl), 1);
+    SSL_set0_wbio(ssl, out);
+    assert_int_equal(SSL_write(ssl, "metadata", 8), 8);
+    long len = BIO_get_mem_data(out, &data);
+    data[damage.at] = (char)(data[damage.at] ^ damage.bits);
+    peer_send(client, data, (size_t)len);
+    peer_server_stopped(server, -1);
+    SSL_free(ssl);
+    vnxi_tls_context_free(ctx);
+}
+
+/* A peer that has completed the handshake speaks TLS. */
+static void
+test_tls_damage_after_the_handshake_is_not_taken_for_plain(void **state)
+{
+    (void)state;
+    static const struct damage all[] = {
+        {0, 0x40},       /* type */
+        {1, 0x40},       /* version */
+        {3, (char)0x80}, /* length: too long */
+        {4, 0x18},       /* length: too short */
+        {7, 0x40},       /* ciphertext */
+    };
+
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        peer_server_t server = {0};
+        vnxi_stream_t stream;
+        size_t count;
+        char bytes[8];
+
+        damage = all[i];
+        peer_server_start(&server, serve_damage);
+        stream_open(&stream, server.port);
+        assert_int_equal(vnxi_tls_client_shake(&stream), VNX_OK);
+        assert_int_equal(
+            vnxi_tls_client_recv(&stream, bytes, sizeof bytes, &count),
+            VNX_ERR_NOT_ALLOWED);
+        assert_non_null(strstr(stream.reason, "changed on the way"));
+        stream_close(&stream);
+        peer_server_stop(&server);
+    }
+}
+
 /* -- Files ---------------------------------------------------------------- */
 
 static void
@@ -515,6 +627,9 @@ main(void)
             test_tls_flood_in_the_handshake_does_not_extend_a_step),
         cmocka_unit_test(
             test_tls_flood_after_the_handshake_does_not_extend_a_step),
+        cmocka_unit_test(test_tls_what_is_decrypted_already_is_not_waited_for),
+        cmocka_unit_test(
+            test_tls_damage_after_the_handshake_is_not_taken_for_plain),
         cmocka_unit_test(test_tls_missing_or_wrong_files_are_named),
         cmocka_unit_test(test_tls_key_with_a_password_is_refused),
         cmocka_unit_test(test_tls_failures_leave_no_error_to_the_program),
