@@ -29,8 +29,10 @@ vnxi_at_end_add(void (*hook)(void))
     if (i == count && count < HOOKS_MAX) {
         if (count == 0) {
             vnxi_fork_on_child(forget_in_child);
-            atexit(vnxi_at_end_run);
         }
+        /* For every hook, because exit handlers are called in reverse order:
+         * its library may be newer than the hooks before it. */
+        atexit(vnxi_at_end_run);
         hooks[count++] = hook;
     }
     vnxi_mutex_unlock(&lock);

@@ -14,7 +14,7 @@
 bool vnxi_mac_is_there(void);
 
 /* Compute the MAC of `data` under `key` (at most INT_MAX bytes).  False:
- * OpenSSL failed. */
+ * OpenSSL failed, or the process is ending. */
 bool vnxi_mac(const void *key, size_t key_len, const void *data, size_t len,
               unsigned char mac_p[VNXI_MAC_LEN]);
 

@@ -34,6 +34,7 @@
     X(LISTENER, "listener.lock")                   \
     X(SIDE_CHANNEL, "side_channel.lock")           \
     X(BLOB_TABLE, "blob_table.lock")               \
+    X(SERVERS, "servers")                          \
     X(CURL, "curl")                                \
     X(CHOICE, "choice.lock")                       \
     X(AGENT_LOAD, "agent.load_lock")               \

@@ -2,6 +2,7 @@
 
 #include <signal.h>
 
+#include "base/clock.h"
 #include "base/fork_fds.h"
 
 /* Enough for libcurl, OpenSSL and UCX.  The default may be less: musl's is
@@ -53,20 +54,39 @@ vnxi_thread_start_detached(void *(*entry)(void *), void *arg)
 
 #define JOIN_LOOK_NS 100000000
 
-bool
-vnxi_thread_join(pthread_t thread, unsigned fds_epoch)
+/* Join within JOIN_LOOK_NS.  The clock is the one that the call knows in every
+ * C library; if it is set meanwhile, a caller only looks again. */
+static bool
+join_soon(pthread_t thread)
 {
     struct timespec until;
 
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += JOIN_LOOK_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    return pthread_timedjoin_np(thread, NULL, &until) == 0;
+}
+
+bool
+vnxi_thread_join_by(pthread_t thread, uint64_t deadline)
+{
+    do {
+        if (join_soon(thread)) {
+            return true;
+        }
+    } while (vnxi_clock_ns() < deadline);
+    return false;
+}
+
+bool
+vnxi_thread_join(pthread_t thread, unsigned fds_epoch)
+{
     for (;;) {
         bool lost = vnxi_fds_lost(fds_epoch);
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += JOIN_LOOK_NS;
-        if (until.tv_nsec >= 1000000000) {
-            until.tv_nsec -= 1000000000;
-            until.tv_sec++;
-        }
-        if (pthread_timedjoin_np(thread, NULL, &until) == 0) {
+        if (join_soon(thread)) {
             return true;
         }
         if (lost) {

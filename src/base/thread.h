@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 /* Start a thread with a stack of at least 1 MiB and all signals blocked:
  * signals are the program's business, and a write to a closed connection must
@@ -20,5 +21,9 @@ int vnxi_thread_start_detached(void *(*entry)(void *), void *arg);
  * detached and may sleep forever; the caller must not free anything that the
  * thread would touch if it woke up. */
 bool vnxi_thread_join(pthread_t thread, unsigned fds_epoch);
+
+/* Join a thread until a time of vnxi_clock_ns().  False: it has not ended by
+ * then, and can still be joined. */
+bool vnxi_thread_join_by(pthread_t thread, uint64_t deadline);
 
 #endif

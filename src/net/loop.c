@@ -104,6 +104,13 @@ vnxi_loop_join(vnxi_loop_t *loop)
            !vnxi_fds_lost(loop->fds);
 }
 
+bool
+vnxi_loop_join_by(vnxi_loop_t *loop, uint64_t deadline)
+{
+    return loop != running && !vnxi_fds_lost(loop->fds) &&
+           vnxi_thread_join_by(loop->thread, deadline);
+}
+
 /* A bufferevent that was freed with a callback pending goes away only in one
  * more round of the loop. */
 void

@@ -40,6 +40,10 @@ void vnxi_loop_wake(vnxi_loop_t *loop);
  * freed, nor anything that the thread uses. */
 bool vnxi_loop_join(vnxi_loop_t *loop);
 
+/* Wait for a thread that was told to end, until a time of vnxi_clock_ns().
+ * False: it cannot be woken, it is the caller, or it has not ended by then. */
+bool vnxi_loop_join_by(vnxi_loop_t *loop, uint64_t deadline);
+
 /* Free the loop, after everything that used it.  No thread runs it.  A loop
  * that is all zeros is allowed. */
 void vnxi_loop_fini(vnxi_loop_t *loop);

@@ -7,8 +7,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/at_end.h"
 #include "base/error.h"
+#include "base/fork.h"
+#include "base/fork_fds.h"
 #include "base/log.h"
+#include "base/mutex.h"
 
 #define WRITE_MAX (512u << 10) /* per client and round of the loop */
 
@@ -215,6 +219,81 @@ on_refused(void *arg)
 static const vnxi_acceptor_ops_t acceptor_ops = {
     .accept = on_client, .evict = evict, .refused = on_refused};
 
+/* -- The end of the process ----------------------------------------------- */
+
+/* A process may end without having stopped its servers.  Exit handlers of
+ * OpenSSL then free what the thread of a server with TLS uses. */
+static vnxi_mutex_t servers_lock = VNXI_MUTEX_INIT(VNXI_RANK_SERVERS);
+static LIST_HEAD(, vnxi_server) servers; /* with TLS; protected by the lock */
+
+/* A thread that does not end within this time is held up by the program's
+ * function for lines of the log.  Waiting longer could turn a crash into a
+ * hang. */
+#define END_NS UINT64_C(1000000000)
+
+static void
+forget_in_child(void)
+{
+    vnxi_mutex_init(&servers_lock, VNXI_RANK_SERVERS);
+    LIST_INIT(&servers);
+}
+
+/* Clients that connect after the thread has ended are refused. */
+static bool
+end_by(vnxi_server_t *server, uint64_t deadline)
+{
+    const vnxi_sockets_t *sockets = &server->acceptor.sockets;
+
+    if (!vnxi_loop_join_by(&server->loop, deadline)) {
+        return false;
+    }
+    for (size_t i = 0; i < sockets->count; i++) {
+        shutdown(sockets->fds[i], SHUT_RDWR);
+    }
+    return true;
+}
+
+static void
+end_all(void)
+{
+    uint64_t deadline = vnxi_clock_deadline(END_NS);
+    vnxi_server_t *server;
+
+    vnxi_mutex_lock(&servers_lock);
+    LIST_FOREACH(server, &servers, link)
+    {
+        vnxi_loop_wake(&server->loop);
+    }
+    LIST_FOREACH(server, &servers, link)
+    {
+        server->has_ended = server->has_ended || end_by(server, deadline);
+    }
+    vnxi_mutex_unlock(&servers_lock);
+}
+
+/* After its thread has started, and OpenSSL with it.  The hook is added last:
+ * if the process is ending, it is called for this server, too. */
+static void
+enlist(vnxi_server_t *server)
+{
+    vnxi_fork_on_child(forget_in_child);
+    vnxi_mutex_lock(&servers_lock);
+    LIST_INSERT_HEAD(&servers, server, link);
+    vnxi_mutex_unlock(&servers_lock);
+    vnxi_at_end_add(end_all);
+}
+
+/* Has its thread ended already? */
+static bool
+delist(vnxi_server_t *server)
+{
+    vnxi_mutex_lock(&servers_lock);
+    LIST_REMOVE(server, link);
+    bool has_ended = server->has_ended;
+    vnxi_mutex_unlock(&servers_lock);
+    return has_ended;
+}
+
 /* -- Creation and end ----------------------------------------------------- */
 
 static void
@@ -343,6 +422,9 @@ vnxi_server_start(const vnxi_protocol_t *protocol,
         server_free(server);
         return status;
     }
+    if (server->tls != NULL) {
+        enlist(server);
+    }
     *out_p = server;
     return VNX_OK;
 }
@@ -350,10 +432,13 @@ vnxi_server_start(const vnxi_protocol_t *protocol,
 bool
 vnxi_server_stop(vnxi_server_t *server)
 {
+    bool has_ended = server->tls != NULL && delist(server);
+
     vnxi_loop_wake(&server->loop);
     /* Freeing the server would close descriptor numbers that belong to other
      * files now. */
-    if (!vnxi_loop_join(&server->loop)) {
+    if (has_ended ? vnxi_fds_lost(server->loop.fds)
+                  : !vnxi_loop_join(&server->loop)) {
         return false;
     }
     server_free(server);

@@ -145,8 +145,8 @@ extern const vnxi_protocol_t vnxi_http_protocol; /* http_listener.c */
 
 /* -- The server ----------------------------------------------------------- */
 
-/* Used by the loop thread alone while it runs, except `port` and waking the
- * loop. */
+/* Used by the loop thread alone while it runs, except `port`, waking the loop,
+ * `link` and `has_ended`. */
 struct vnxi_server {
     int port; /* bound; constant */
     const vnxi_protocol_t *protocol;
@@ -156,6 +156,9 @@ struct vnxi_server {
     void *tls;         /* owned: SSL_CTX *; NULL: plain */
     vnxi_rate_t *rate; /* NULL: no limit */
     vnxi_loop_t loop;
+    LIST_ENTRY(vnxi_server) link; /* `servers`, if it has TLS */
+    bool has_ended;               /* its thread, with the process; protected by
+                                     the lock of `servers` */
     const struct timeval *timeout; /* of a client; a common timeout */
     const struct timeval *idle;    /* likewise; NULL: the same as `timeout` */
     vnxi_acceptor_t acceptor;

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,12 +50,12 @@ test_at_end_calls_each_once(void **state)
     assert_int_equal(calls, 2);
 }
 
-/* How often `tell` was called in a child that ends as `child` has it. */
-static int
-count_in_child(void (*child)(void))
+/* What was written in a child that ends as `child` has it. */
+static void
+text_of_child(void (*child)(void), char text[16])
 {
-    int fds[2], status, count = 0;
-    char byte;
+    int fds[2], status;
+    size_t len = 0;
 
     assert_int_equal(pipe(fds), 0);
     pid_t pid = fork();
@@ -64,13 +65,24 @@ count_in_child(void (*child)(void))
         exit(0);
     }
     close(fds[1]);
-    while (read(fds[0], &byte, 1) == 1) {
-        count++;
+    while (len < 15 && read(fds[0], text + len, 1) == 1) {
+        len++;
     }
+    text[len] = '\0';
     close(fds[0]);
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_int_equal(status, 0);
-    return count;
+}
+
+/* How often `tell` was called there. */
+static int
+count_in_child(void (*child)(void))
+{
+    char text[16];
+
+    text_of_child(child, text);
+    assert_int_equal(strspn(text, "x"), strlen(text));
+    return (int)strlen(text);
 }
 
 static void
@@ -87,6 +99,23 @@ run_and_exit(void)
 }
 
 static void
+tell_early(void)
+{
+    if (write(report_fd, "early", 5) != 5) {
+        _exit(9);
+    }
+}
+
+/* A library that is loaded after the first callback was added. */
+static void
+add_around_a_handler(void)
+{
+    vnxi_at_end_add(first);
+    atexit(tell_early);
+    vnxi_at_end_add(tell);
+}
+
+static void
 add_none(void)
 {
 }
@@ -97,6 +126,18 @@ test_at_end_runs_at_exit(void **state)
     (void)state;
     assert_int_equal(count_in_child(just_exit), 1);
     assert_int_equal(count_in_child(run_and_exit), 1);
+}
+
+/* Before the exit handlers of libraries that were loaded before it was added,
+ * whenever others were added. */
+static void
+test_at_end_runs_before_the_handlers_that_were_there(void **state)
+{
+    char text[16];
+    (void)state;
+
+    text_of_child(add_around_a_handler, text);
+    assert_string_equal(text, "xearly");
 }
 
 /* A forked child runs no callback of its parent. */
@@ -120,6 +161,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_at_end_calls_each_once),
         cmocka_unit_test(test_at_end_runs_at_exit),
+        cmocka_unit_test(test_at_end_runs_before_the_handlers_that_were_there),
         cmocka_unit_test(test_at_end_does_not_run_in_a_child),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,9 @@
 /* Secrets and TLS between our own client and listener: who is admitted, who is
  * refused, and the errors.  Floods within TLS, from either end. */
+#include "child_check.h"
 #include "tls_channels.h"
 
+#include <dirent.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <event2/event.h>
@@ -13,8 +15,10 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/at_end.h"
 #include "net/tls.h"
 #include "side_channel/client_conn.h"
 
@@ -419,6 +423,115 @@ test_tls_what_is_decrypted_already_is_not_waited_for(void **state)
     peer_server_stop(&server);
 }
 
+/* -- The end of the process ----------------------------------------------- */
+
+static vnx_side_channel_t *kept; /* which nobody frees */
+
+/* The threads of listeners. */
+static size_t
+count_threads(void)
+{
+    DIR *folder = opendir("/proc/self/task");
+    char path[64], name[16];
+    size_t count = 0;
+
+    CHECK(folder != NULL);
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        snprintf(path, sizeof path, "/proc/self/task/%.20s/comm",
+                 entry->d_name);
+        FILE *file = fopen(path, "r");
+        if (file != NULL && fgets(name, sizeof name, file) != NULL) {
+            count += strcmp(name, "vnx-tcp\n") == 0;
+        }
+        if (file != NULL) {
+            fclose(file);
+        }
+    }
+    closedir(folder);
+    return count;
+}
+
+/* The kernel removes a thread soon after it was joined. */
+static void
+check_that_it_stopped(void)
+{
+    for (int i = 0; count_threads() > 0; i++) {
+        CHECK(i < 10000);
+        usleep(1000);
+    }
+}
+
+static void
+leave_running(void)
+{
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .secret = SECRET};
+
+    CHECK(vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, &options, &kept,
+                                  NULL) == VNX_OK);
+    CHECK(vnx_side_channel_start(kept, "127.0.0.1", 0, "x", 1, NULL, NULL) ==
+          VNX_OK);
+    CHECK(count_threads() > 0);
+}
+
+static void
+just_exit(void)
+{
+    leave_running();
+}
+
+/* It can be freed after the end has begun, and another can be started. */
+static void
+end_early(void)
+{
+    leave_running();
+    vnxi_at_end_run();
+    check_that_it_stopped();
+    vnx_side_channel_free(kept);
+    leave_running();
+}
+
+static void
+free_before(void)
+{
+    leave_running();
+    vnx_side_channel_free(kept);
+    leave_running();
+}
+
+/* Of two, one is not there any more. */
+static void
+free_one(void)
+{
+    leave_running();
+    vnx_side_channel_t *first = kept;
+    leave_running();
+    vnx_side_channel_free(first);
+}
+
+/* What was registered before OpenSSL was used is called after OpenSSL has
+ * freed its data.  No thread may use it by then. */
+static void
+test_tls_listener_stops_at_the_end_of_the_process(void **state)
+{
+    (void)state;
+    static void (*const ends[])(void) = {just_exit, end_early, free_before,
+                                         free_one};
+
+    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+        int status = -1;
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(60); /* a hang ends as a failure */
+            atexit(check_that_it_stopped);
+            ends[i]();
+            exit(0);
+        }
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+    }
+}
+
 /* -- Damage --------------------------------------------------------------- */
 
 static struct damage {
@@ -611,6 +724,7 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tls_listener_stops_at_the_end_of_the_process),
         cmocka_unit_test(test_tls_secret_lets_in_who_knows_it),
         cmocka_unit_test(test_tls_secret_keeps_others_out),
         cmocka_unit_test(test_tls_secret_is_no_certificate),
