@@ -65,10 +65,21 @@ map_grow(vnxi_name_map_t *map)
 }
 
 bool
+vnxi_name_map_reserve(vnxi_name_map_t *map, size_t more)
+{
+    while (4 * (map->count + more) > 3 * map->capacity) {
+        if (!map_grow(map)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool
 vnxi_name_map_set(vnxi_name_map_t *map, const void *name, size_t name_len,
                   void *value)
 {
-    if (4 * (map->count + 1) > 3 * map->capacity && !map_grow(map)) {
+    if (!vnxi_name_map_reserve(map, 1)) {
         return false;
     }
     uint64_t hash = hash_name(name, name_len);

@@ -27,6 +27,10 @@ typedef struct vnxi_name_map {
 void *vnxi_name_map_get(const vnxi_name_map_t *map, const void *name,
                         size_t name_len);
 
+/* Make room for `more` names, so that setting them cannot fail.  False: no
+ * memory. */
+bool vnxi_name_map_reserve(vnxi_name_map_t *map, size_t more);
+
 /* Set the value (not NULL) of a name.  The map borrows the name until it is
  * removed or set again; setting an existing name also replaces the borrowed
  * bytes.  False: no memory. */

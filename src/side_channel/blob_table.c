@@ -72,17 +72,37 @@ vnxi_blob_table_fini(vnxi_blob_table_t *blobs)
     vnxi_mutex_destroy(&blobs->lock);
 }
 
+/* Set the blob of a key, for which there is room; returns the one before. */
+static vnxi_blob_t *
+replace_lock_held(vnxi_blob_table_t *blobs, vnxi_blob_t *blob)
+{
+    const unsigned char *key = blob->data + blob->len;
+    vnxi_blob_t *old = vnxi_name_map_get(&blobs->map, key, blob->key_len);
+
+    vnxi_name_map_set(&blobs->map, key, blob->key_len, blob);
+    return old;
+}
+
+bool
+vnxi_blob_table_set_all(vnxi_blob_table_t *blobs, vnxi_blob_t **list,
+                        size_t count)
+{
+    vnxi_mutex_lock(&blobs->lock);
+    bool done = vnxi_name_map_reserve(&blobs->map, count);
+    for (size_t i = 0; done && i < count; i++) {
+        list[i] = replace_lock_held(blobs, list[i]);
+    }
+    vnxi_mutex_unlock(&blobs->lock);
+    for (size_t i = 0; i < count; i++) {
+        vnxi_blob_release(list[i]); /* the old one, or the one not served */
+    }
+    return done;
+}
+
 bool
 vnxi_blob_table_set(vnxi_blob_table_t *blobs, vnxi_blob_t *blob)
 {
-    const unsigned char *key = blob->data + blob->len;
-
-    vnxi_mutex_lock(&blobs->lock);
-    vnxi_blob_t *old = vnxi_name_map_get(&blobs->map, key, blob->key_len);
-    bool done = vnxi_name_map_set(&blobs->map, key, blob->key_len, blob);
-    vnxi_mutex_unlock(&blobs->lock);
-    vnxi_blob_release(done ? old : blob);
-    return done;
+    return vnxi_blob_table_set_all(blobs, &blob, 1);
 }
 
 /* The empty key may be given as NULL, but the map needs a pointer. */

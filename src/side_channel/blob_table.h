@@ -52,6 +52,11 @@ void vnxi_blob_table_fini(vnxi_blob_table_t *blobs);
  * False: no memory, and the table is unchanged. */
 bool vnxi_blob_table_set(vnxi_blob_table_t *blobs, vnxi_blob_t *blob);
 
+/* Serve `count` blobs, which are taken, or none of them.  False: no memory,
+ * and the table is unchanged. */
+bool vnxi_blob_table_set_all(vnxi_blob_table_t *blobs, vnxi_blob_t **list,
+                             size_t count);
+
 /* Remove the blob of a key.  False: the key has none. */
 bool vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
                             size_t key_len);

@@ -64,6 +64,7 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
     }
     atomic_init(&channel->refs, 1);
     channel->transport = transports[kind];
+    vnxi_fork_on_child(NULL); /* start counting forks */
     channel->forks = vnxi_fork_count();
     vnxi_blob_table_init(&channel->blobs);
     vnxi_mutex_init(&channel->lock, VNXI_RANK_SIDE_CHANNEL);
@@ -156,16 +157,51 @@ start_check(const vnx_side_channel_t *channel,
     return VNX_OK;
 }
 
-/* Copy a blob into the table. */
-static vnx_status_t
-blob_add(vnx_side_channel_t *channel, const vnx_side_channel_blob_t *given,
-         vnx_error_t *error)
+static void
+blobs_free(vnxi_blob_t **blobs, size_t count)
 {
-    vnxi_blob_t *blob = vnxi_blob_new(given);
+    for (size_t i = 0; blobs != NULL && i < count; i++) {
+        vnxi_blob_release(blobs[i]);
+    }
+    free(blobs);
+}
 
-    return blob != NULL && vnxi_blob_table_set(&channel->blobs, blob)
-               ? VNX_OK
-               : vnxi_error_no_memory(error, VNXI_OP_START, given->length);
+/* Copy the blobs of the parameters.  The caller holds no lock, because they
+ * may be large.  *out_p is owned: blobs_free(). */
+static vnx_status_t
+blobs_new(const vnx_side_channel_start_params_t *params, vnxi_blob_t ***out_p,
+          vnx_error_t *error)
+{
+    vnxi_blob_t **blobs = calloc(params->count + 1, sizeof(*blobs));
+    size_t i = 0, size = sizeof(*blobs);
+
+    while (blobs != NULL && i < params->count) {
+        size = params->blobs[i].length;
+        blobs[i] = vnxi_blob_new(&params->blobs[i]);
+        if (blobs[i] == NULL) {
+            break;
+        }
+        i++;
+    }
+    if (blobs == NULL || i < params->count) {
+        blobs_free(blobs, params->count);
+        return vnxi_error_no_memory(error, VNXI_OP_START, size);
+    }
+    *out_p = blobs;
+    return VNX_OK;
+}
+
+/* Serve the blobs, which are taken, or none of them. */
+static vnx_status_t
+blobs_serve(vnx_side_channel_t *channel, vnxi_blob_t **blobs, size_t count,
+            vnx_error_t *error)
+{
+    bool done = vnxi_blob_table_set_all(&channel->blobs, blobs, count);
+
+    free(blobs);
+    return done ? VNX_OK
+                : vnxi_error_no_memory(error, VNXI_OP_START,
+                                       count * sizeof(*blobs));
 }
 
 static vnx_status_t
@@ -214,6 +250,7 @@ start_listening(vnx_side_channel_t *channel,
                                    .options = &channel->options,
                                    .stats = &channel->stats};
     vnxi_server_t *listener = NULL;
+    vnxi_blob_t **blobs = NULL;
     char endpoint[VNX_ERROR_PEER_MAX];
     char *kept = strdup(host != NULL ? host : "*");
 
@@ -222,8 +259,11 @@ start_listening(vnx_side_channel_t *channel,
         kept != NULL
             ? vnxi_channel_check(channel, VNXI_OP_START, endpoint, error)
             : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
-    for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
-        status = blob_add(channel, &params->blobs[i], error);
+    if (status == VNX_OK) {
+        status = blobs_new(params, &blobs, error);
+    }
+    if (status == VNX_OK) {
+        status = blobs_serve(channel, blobs, params->count, error);
     }
     if (status == VNX_OK) {
         status = vnxi_server_start(channel->transport->protocol, &listen,
@@ -286,23 +326,49 @@ check_place(const vnx_side_channel_t *channel,
     return VNX_OK;
 }
 
-/* Replace blobs of the running listener; the lock is held. */
-static vnx_status_t
-serve_lock_held(vnx_side_channel_t *channel,
-                const vnx_side_channel_start_params_t *params, int *port_p,
-                vnx_error_t *error)
+static bool
+has_listener(vnx_side_channel_t *channel)
 {
-    vnx_status_t status = check_place(channel, params, error);
+    vnxi_mutex_lock(&channel->lock);
+    bool is_there = channel->listener != NULL;
+    vnxi_mutex_unlock(&channel->lock);
+    return is_there;
+}
+
+/* Check the parameters and copy their blobs, for a listener that runs. */
+static vnx_status_t
+serve_begin(const vnx_side_channel_t *channel,
+            const vnx_side_channel_start_params_t *params,
+            vnxi_blob_t ***blobs_p, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
 
     for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
         status = blob_check(channel, VNXI_OP_START, &params->blobs[i], error);
     }
-    for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
-        status = blob_add(channel, &params->blobs[i], error);
+    return status == VNX_OK ? blobs_new(params, blobs_p, error) : status;
+}
+
+/* Replace blobs of the running listener by these, which are taken.
+ * VNX_ERR_NOT_FOUND without a record: it has been stopped meanwhile. */
+static vnx_status_t
+serve_end(vnx_side_channel_t *channel,
+          const vnx_side_channel_start_params_t *params, vnxi_blob_t **blobs,
+          int *port_p, vnx_error_t *error)
+{
+    vnxi_mutex_lock(&channel->lock);
+    vnx_status_t status = channel->listener != NULL
+                              ? check_place(channel, params, error)
+                              : VNX_ERR_NOT_FOUND;
+    if (status == VNX_OK) {
+        status = blobs_serve(channel, blobs, params->count, error);
+        blobs = NULL;
     }
     if (status == VNX_OK) {
         *port_p = atomic_load(&channel->port);
     }
+    vnxi_mutex_unlock(&channel->lock);
+    blobs_free(blobs, params->count);
     return status;
 }
 
@@ -311,19 +377,17 @@ vnxi_side_channel_serve(vnx_side_channel_t *channel,
                         const vnx_side_channel_start_params_t *params,
                         int *port_p, vnx_error_t *error)
 {
-    vnx_status_t status = VNX_OK;
-    bool is_running = false;
+    vnx_status_t status = VNX_ERR_NOT_FOUND;
+    vnxi_blob_t **blobs = NULL;
 
     vnxi_channel_enter(channel);
-    if (!vnxi_channel_is_parents(channel)) {
-        vnxi_mutex_lock(&channel->lock);
-        is_running = channel->listener != NULL;
-        if (is_running) {
-            status = serve_lock_held(channel, params, port_p, error);
+    if (!vnxi_channel_is_parents(channel) && has_listener(channel)) {
+        status = serve_begin(channel, params, &blobs, error);
+        if (status == VNX_OK) {
+            status = serve_end(channel, params, blobs, port_p, error);
         }
-        vnxi_mutex_unlock(&channel->lock);
     }
-    if (!is_running) {
+    if (status == VNX_ERR_NOT_FOUND) {
         status = vnx_side_channel_start_with(channel, params, port_p, error);
     }
     vnxi_channel_leave(channel);

@@ -118,6 +118,54 @@ test_blob_table_keys_are_shown_in_print_and_cut(void **state)
     assert_string_equal(text, "");
 }
 
+/* -- Without memory ------------------------------------------------------- */
+
+static bool has_no_memory;
+
+void *__real_calloc(size_t count, size_t size);
+__attribute__((visibility("default"))) void *__wrap_calloc(size_t count,
+                                                           size_t size);
+
+void *
+__wrap_calloc(size_t count, size_t size)
+{
+    return has_no_memory ? NULL : __real_calloc(count, size);
+}
+
+static vnxi_blob_t *
+blob_of(const char *key)
+{
+    vnx_side_channel_blob_t blob = {
+        .key = key, .key_length = 1, .data = "new", .length = 3};
+    return vnxi_blob_new(&blob);
+}
+
+/* Metadata and a publication go together. */
+static void
+test_blob_table_sets_all_or_none(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"a", "b", "c", "d", "e"};
+    vnxi_blob_table_t table, *blobs = &table;
+
+    vnxi_blob_table_init(blobs);
+    for (size_t i = 0; i < 5; i++) {
+        assert_true(put(blobs, keys[i], "old"));
+    }
+    for (int i = 0; i < 2; i++) {
+        vnxi_blob_t *list[] = {blob_of("a"), blob_of("f"), blob_of("g")};
+        has_no_memory = i == 0; /* for a larger table */
+        bool done = vnxi_blob_table_set_all(blobs, list, 3);
+        has_no_memory = false;
+        assert_int_equal(done, i == 1);
+        expect(blobs, "a", i == 0 ? "old" : "new");
+        expect(blobs, "f", i == 0 ? NULL : "new");
+        expect(blobs, "g", i == 0 ? NULL : "new");
+        expect(blobs, "b", "old");
+    }
+    vnxi_blob_table_fini(blobs);
+}
+
 /* -- At the same time ----------------------------------------------------- */
 
 static atomic_bool stop;
@@ -166,6 +214,7 @@ main(void)
         cmocka_unit_test(test_blob_table_keys_are_bytes),
         cmocka_unit_test(test_blob_table_what_was_found_outlives_the_table),
         cmocka_unit_test(test_blob_table_keys_are_shown_in_print_and_cut),
+        cmocka_unit_test(test_blob_table_sets_all_or_none),
         cmocka_unit_test(test_blob_table_is_read_while_it_is_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

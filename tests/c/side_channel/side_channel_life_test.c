@@ -10,6 +10,26 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* The first thing that the program does with the library. */
+static void
+test_life_fork_is_noticed_by_a_channel_that_did_nothing(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = channel_new(NULL);
+    int result = -1;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        _exit(vnx_side_channel_start(channel, NULL, 0, "x", 1, NULL, NULL) ==
+                      VNX_ERR_NOT_ALLOWED
+                  ? 0
+                  : 1);
+    }
+    assert_int_equal(waitpid(pid, &result, 0), pid);
+    assert_int_equal(result, 0);
+    vnx_side_channel_free(channel);
+}
+
 static void
 test_life_restart_on_the_port_serves_new_metadata(void **state)
 {
@@ -359,6 +379,8 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(
+            test_life_fork_is_noticed_by_a_channel_that_did_nothing),
         cmocka_unit_test(test_life_restart_on_the_port_serves_new_metadata),
         cmocka_unit_test(test_life_shutdown_when_stopped_does_nothing),
         cmocka_unit_test(test_life_shutdown_does_not_wait_for_clients),
