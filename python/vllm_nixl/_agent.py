@@ -417,12 +417,12 @@ class NixlAgent(Agent):
         *,
         retries: int | None = 0,
     ) -> Peer:
-        """attach() for asyncio; other tasks run during the exchange.
+        """attach() for asyncio; other tasks run meanwhile.
 
-        After the exchange, the metadata is loaded and the lists are checked
-        and prepared in the loop's thread: about 0.1 us for each row that is
+        After the exchange, a thread of the loop's executor loads the metadata,
+        and checks and prepares the lists: about 0.1 us for each row that is
         not at a regular stride, and up to 10 s if the peer is on this host and
-        its process is stopped.
+        its process is stopped. Cancelling the task does not stop that.
         """
         return Peer(
             await self._channel()._attach_async(

@@ -2,7 +2,10 @@
 
 Design note.  The event loop sees one descriptor for any number of requests in
 progress; no thread waits for them.  The descriptor is readable when there is a
-step to do, which includes deadlines and further attempts.
+step to do, which includes deadlines and further attempts.  What attach() has
+fetched is loaded by a thread of the loop's executor.  A task that is cancelled
+then leaves that thread to finish: the peer is loaded, as it would be if the
+task had been cancelled a moment later.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
 
 
-async def _finish(requests: SideChannelRequests[_T]) -> list[_T | Exception]:
+async def _run(requests: SideChannelRequests[_T]) -> None:
+    """Return when all answers are there."""
     import asyncio
 
     if requests.step() > 0:
@@ -37,11 +41,15 @@ async def _finish(requests: SideChannelRequests[_T]) -> list[_T | Exception]:
         finally:
             if not loop.is_closed():
                 loop.remove_reader(requests.fileno())
+
+
+async def _finish(requests: SideChannelRequests[_T]) -> list[_T | Exception]:
+    await _run(requests)
     return requests.take()
 
 
-async def _one(requests: SideChannelRequests[_T]) -> _T:
-    (answer,) = await _finish(requests)
+def _only(answers: list[_T | Exception]) -> _T:
+    (answer,) = answers
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -61,7 +69,8 @@ class _Async(_core.SideChannel):
     ) -> bytes:
         """request_metadata() for asyncio; other tasks run meanwhile."""
         peers = [(host, port, key)]
-        return await _one(self._begin(peers, timeout_ms, retries=retries))
+        requests = self._begin(peers, timeout_ms, retries=retries)
+        return _only(await _finish(requests))
 
     async def request_many_async(
         self,
@@ -82,8 +91,13 @@ class _Async(_core.SideChannel):
         timeout_ms: int,
         retries: int | None,
     ) -> _Attached:
+        import asyncio
+
         requests = self._begin_attach(agent, host, port, timeout_ms, retries)
-        return await _one(requests)
+        await _run(requests)
+        # Loading may wait for the peer, or for another call that loads it.
+        loop = asyncio.get_running_loop()
+        return _only(await loop.run_in_executor(None, requests.take))
 
 
 class TcpSideChannel(_core.TcpSideChannel, _Async):

@@ -359,6 +359,64 @@ def test_cancelled_attach_async_leaves_nothing_behind(here):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.fixture
+def slow_load(monkeypatch):
+    """attach_async() has fetched, and loading waits: begun, goes on."""
+    begun, goes_on = threading.Event(), threading.Event()
+    begin = vllm_nixl.TcpSideChannel._begin_attach
+
+    class Slow:
+        def __init__(self, *args):
+            self.requests = begin(*args)
+            self.fileno, self.step = self.requests.fileno, self.requests.step
+
+        def take(self):
+            begun.set()
+            assert goes_on.wait(deadline.PATIENCE)
+            return self.requests.take()
+
+    monkeypatch.setattr(
+        vllm_nixl.TcpSideChannel,
+        "_begin_attach",
+        lambda *args: Slow(*args),
+        raising=False,
+    )
+    return begun, goes_on
+
+
+def test_tasks_run_while_attach_async_loads(here, near, slow_load):
+    begun, goes_on = slow_load
+    port = near.agent.publish({"kv": rows_of(near.alloc(SIZE))})
+
+    async def main():
+        attaching = asyncio.create_task(here.agent.attach_async(HOST, port))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        assert not attaching.done()
+        goes_on.set()
+        return await attaching
+
+    assert asyncio.run(main()).names == ("kv",)
+
+
+def test_attach_async_cancelled_while_it_loads(here, near, slow_load):
+    begun, goes_on = slow_load
+    port = near.agent.publish({"kv": rows_of(near.alloc(SIZE))})
+
+    async def main():
+        attaching = asyncio.create_task(here.agent.attach_async(HOST, port))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        attaching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attaching
+        goes_on.set()
+
+    asyncio.run(main())  # waits for the thread
+    assert here.agent.check_remote_metadata("prefill")
+    assert here.agent.attach(HOST, port).names == ("kv",)
+
+
 # -- What is refused ---------------------------------------------------------
 
 
