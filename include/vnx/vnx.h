@@ -182,8 +182,9 @@ vnx_status_t vnx_agent_create(const void *name, size_t name_len,
  * agent has stopped.  That takes milliseconds, unless peers do not answer:
  * closing waits up to 2 s for peers that are copying memory of the agent, up
  * to 2 s for queued notifications to be sent, up to 2 s for peers to unmap its
- * GPU memory, and for transfers in flight as vnx_xfer_cancel() does.  The engine nixl cannot stop transfers: it waits up
- * to 5 s for them, and then does not free NIXL's agent. */
+ * GPU memory, and for transfers in flight as vnx_xfer_cancel() does.  The
+ * engine nixl cannot stop transfers: it waits up to 5 s for them, and then
+ * does not free NIXL's agent. */
 void vnx_agent_close(vnx_agent_t *agent);
 
 vnx_agent_t *vnx_agent_retain(vnx_agent_t *agent);
