@@ -99,6 +99,7 @@ struct vnxi_cuda_import {
     bool is_last;
     bool is_second;    /* it was asked for once more after a failure */
     vnx_error_t error; /* of STATE_FAILED */
+    uint64_t failed;   /* vnxi_cuda_next_number() of then */
     /* The gpu's thread. */
     vnxi_cu_result_t result; /* of the last call that failed */
     uint64_t end; /* the owner's address after the last allocation so far */
@@ -561,6 +562,7 @@ set_failed(vnxi_cuda_import_t *import, const vnx_error_t *error)
     vnxi_mutex_lock(&imports_lock);
     import->state = STATE_FAILED;
     import->error = *error;
+    import->failed = vnxi_cuda_next_number();
     vnxi_mutex_unlock(&imports_lock);
 }
 
@@ -947,17 +949,21 @@ start_lock_held(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu)
     return import;
 }
 
+/* An error is not for posts that have begun after it: they ask again. */
 static vnx_status_t
-use_lock_held(vnxi_cuda_import_t *import, vnxi_cuda_spans_t *spans,
-              vnx_error_t *error)
+use_lock_held(vnxi_cuda_import_t *import, uint64_t since,
+              vnxi_cuda_spans_t *spans, vnx_error_t *error)
 {
     if (import->is_ending || is_open(import)) {
         return VNX_IN_PROG;
     }
     if (import->state == STATE_FAILED) {
-        *error = import->error;
-        import->is_ending = true; /* the next transfer asks again */
+        import->is_ending = true;
         import->gpu->wake(import->gpu);
+        if (import->failed < since) {
+            return VNX_IN_PROG;
+        }
+        *error = import->error;
         return error->status;
     }
     for (size_t i = 0; i < import->spans.count; i++) {
@@ -970,7 +976,7 @@ use_lock_held(vnxi_cuda_import_t *import, vnxi_cuda_spans_t *spans,
 }
 
 vnx_status_t
-vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
+vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu, uint64_t since,
                  vnxi_cuda_spans_t *spans, vnx_error_t *error)
 {
     vnx_status_t status;
@@ -988,14 +994,14 @@ vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
     } else if (import == NULL) {
         status = vnxi_error_no_memory(error, OPERATION, sizeof *import);
     } else {
-        status = use_lock_held(import, spans, error);
+        status = use_lock_held(import, since, spans, error);
     }
     vnxi_mutex_unlock(&imports_lock);
     if (import != NULL && is_new &&
         ask_for_more(import, import->addr, error) != VNX_OK) {
         set_failed(import, error);
         vnxi_mutex_lock(&imports_lock);
-        status = use_lock_held(import, spans, error);
+        status = use_lock_held(import, since, spans, error);
         vnxi_mutex_unlock(&imports_lock);
     }
     return status;
@@ -1118,6 +1124,7 @@ fail_lock_held(vnxi_cuda_import_t *import, vnx_status_t status,
                        vnxi_error_printable((unsigned char)cause[i]));
     }
     import->state = STATE_FAILED;
+    import->failed = vnxi_cuda_next_number();
 }
 
 static size_t

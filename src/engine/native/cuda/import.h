@@ -53,10 +53,12 @@ typedef struct vnxi_cuda_spans {
  * False: no memory. */
 bool vnxi_cuda_spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span);
 
-/* Add the spans of a region.  VNX_IN_PROG: they are not known yet; gpu->wake
+/* Add the spans of a region, for a post that began at `since`
+ * (vnxi_cuda_next_number()).  VNX_IN_PROG: they are not known yet; gpu->wake
  * is called when they may be. */
 vnx_status_t vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
-                              vnxi_cuda_spans_t *spans, vnx_error_t *error);
+                              uint64_t since, vnxi_cuda_spans_t *spans,
+                              vnx_error_t *error);
 
 /* Why the region cannot be mapped for the gpu; valid as long as the key.
  * NULL: it can be, as far as is known. */
@@ -120,7 +122,8 @@ size_t vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id);
 /* -- Messages to owners ----------------------------------------------------
  */
 
-/* A number for a loan, a window or a token; never 0, never the same again. */
+/* A number for a loan, a window or a token, or for what happens now; never 0,
+ * and higher than all before. */
 uint64_t vnxi_cuda_next_number(void);
 
 /* VNX_ERR_REMOTE_DISCONNECT: the conn was closed. */

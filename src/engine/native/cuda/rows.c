@@ -219,9 +219,10 @@ import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
     rows->spans.count = rows->span = 0;
     for (size_t i = 0; i < list->region_count; i++) {
         vnxi_cuda_key_t *key = vnxi_region_slot(list->regions[i], rows->route);
-        vnx_status_t one = key == NULL ? VNX_OK /* it has another route */
-                                       : vnxi_cuda_import(key, rows->gpu,
-                                                          &rows->spans, error);
+        vnx_status_t one = key == NULL
+                               ? VNX_OK /* it has another route */
+                               : vnxi_cuda_import(key, rows->gpu, rows->since,
+                                                  &rows->spans, error);
         if (one < 0) {
             return one;
         }
@@ -668,8 +669,9 @@ send_half(vnxi_cuda_rows_t *rows, vnx_error_t *error)
         rows->is_all_sent = true;
         return VNX_OK;
     }
-    vnx_status_t status = vnxi_cuda_half_get(
-        rows->spans.spans[0].key, rows->gpu, rows->why_moved, &half, error);
+    vnx_status_t status =
+        vnxi_cuda_half_get(rows->spans.spans[0].key, rows->gpu, rows->since,
+                           rows->why_moved, &half, error);
     if (status != VNX_OK) {
         return status;
     }

@@ -8,8 +8,8 @@
  * mapped, its owner *moves* the bytes through a window (window.h), for all
  * regions of the transfer.
  *
- * Threads: the one that has opened the gpu, except that zeros are written
- * before it is told of a post.
+ * Threads: the one that has opened the gpu, except that what a post begins
+ * with is written before it is told of it.
  */
 #ifndef VNXI_NATIVE_CUDA_ROWS_H
 #define VNXI_NATIVE_CUDA_ROWS_H
@@ -38,7 +38,9 @@ typedef struct vnxi_cuda_rows {
     unsigned route;               /* of the pieces to copy */
     vnxi_cuda_gpu_t *gpu;
     vnxi_cuda_direction_t direction;
-    /* Of the current post; false at its beginning. */
+    /* Of the current post. */
+    uint64_t since; /* vnxi_cuda_next_number() at its beginning */
+    /* The same; false at its beginning. */
     bool has_begun;   /* false: copy everything, once more */
     bool is_prepared; /* false: find out where the memory is */
     bool is_staged;   /* CPU memory goes through batch->stage */

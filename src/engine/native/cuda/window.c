@@ -59,6 +59,7 @@ typedef struct vnxi_cuda_window {
     bool is_silent;    /* because the owner has not answered in time */
     int fd;            /* owned: STATE_OPENED */
     vnx_error_t error; /* of STATE_FAILED */
+    uint64_t failed;   /* vnxi_cuda_next_number() of then */
     /* The gpu's thread. */
     unsigned char *base; /* NULL: not mapped */
     bool is_pinned;
@@ -205,6 +206,7 @@ finish_opening(window_t *window)
     window->state = status == VNX_OK ? STATE_OPEN : STATE_FAILED;
     if (status != VNX_OK) {
         window->error = error;
+        window->failed = vnxi_cuda_next_number();
     }
     vnxi_mutex_unlock(&windows_lock);
 }
@@ -214,7 +216,7 @@ finish_opening(window_t *window)
 
 vnx_status_t
 vnxi_cuda_half_get(const vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
-                   const char *why, vnxi_cuda_half_t **half_p,
+                   uint64_t since, const char *why, vnxi_cuda_half_t **half_p,
                    vnx_error_t *error)
 {
     const vnxi_port_config_t *config = &key->port->config;
@@ -224,11 +226,13 @@ vnxi_cuda_half_get(const vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
     window_t *window = find_lock_held(key, gpu);
     bool is_refused = false;
     if (window != NULL && window->state == STATE_FAILED) {
-        is_refused = window->is_refused;
-        *error = window->error;
-        status = error->status;
         window->is_ending = true; /* the next transfer asks again */
         gpu->wake_for_windows(gpu);
+        if (window->failed > since) {
+            is_refused = window->is_refused;
+            *error = window->error;
+            status = error->status;
+        }
     }
     for (unsigned i = 0; window != NULL && window->state == STATE_OPEN &&
                          status == VNX_IN_PROG && i < VNXI_WINDOW_HALVES;
@@ -619,6 +623,7 @@ on_opened_lock_held(window_t *window, const vnxi_lend_t *message,
         window->state = STATE_OPENED;
     } else {
         window->state = STATE_FAILED;
+        window->failed = vnxi_cuda_next_number();
         window->is_refused = message->status == -VNX_ERR_BACKEND ||
                              message->status == -VNX_ERR_NOT_SUPPORTED;
         set_error(&window->error, VNX_ERR_BACKEND,

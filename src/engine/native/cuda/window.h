@@ -42,12 +42,14 @@ typedef struct vnxi_cuda_half {
     unsigned messages; /* that were not answered yet */
 } vnxi_cuda_half_t;
 
-/* Get a free half of the window to the owner of this key.  VNX_IN_PROG: none
- * is free; gpu->wake_for_windows is called when one may be.  Errors: the owner
- * does not copy.  `why` (copied) it has to, for describe(). */
+/* Get a free half of the window to the owner of this key, for a post that
+ * began at `since` (vnxi_cuda_next_number()).  VNX_IN_PROG: none is free;
+ * gpu->wake_for_windows is called when one may be.  Errors: the owner does not
+ * copy.  `why` (copied) it has to, for describe(). */
 vnx_status_t vnxi_cuda_half_get(const vnxi_cuda_key_t *key,
-                                vnxi_cuda_gpu_t *gpu, const char *why,
-                                vnxi_cuda_half_t **half_p, vnx_error_t *error);
+                                vnxi_cuda_gpu_t *gpu, uint64_t since,
+                                const char *why, vnxi_cuda_half_t **half_p,
+                                vnx_error_t *error);
 
 /* Give a half back that was not sent. */
 void vnxi_cuda_half_free(vnxi_cuda_half_t *half);

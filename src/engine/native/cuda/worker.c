@@ -1013,6 +1013,7 @@ vnxi_cuda_xfer_post(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
     xfer->running = 0;
     xfer->is_filled = xfer->is_failing = false;
     xfer->is_parked = xfer->is_late = false;
+    xfer->rows.since = vnxi_cuda_next_number();
     xfer->rows.has_begun = xfer->rows.is_prepared = false;
     xfer->rows.has_returned = xfer->rows.has_failed = false;
     xfer->rows.reach = 0;

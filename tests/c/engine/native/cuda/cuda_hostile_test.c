@@ -693,6 +693,50 @@ lie_about_one_region_does_not_disturb_others(void **state)
     end_ours(&ours);
 }
 
+/* A read of the first bytes of several regions. */
+static vnx_xfer_t *
+make_list_read(const block_t *ours, const unsigned *regions, size_t count)
+{
+    vnx_desc_t left[REGIONS], right[REGIONS];
+    vnx_xfer_t *xfer = NULL;
+
+    for (size_t i = 0; i < count; i++) {
+        left[i] = (vnx_desc_t){ours->addr + i * KIB, KIB, 0};
+        right[i] = (vnx_desc_t){theirs.at[regions[i]], KIB, 0};
+    }
+    assert_ok(try_make(VNX_OP_READ, VNX_MEM_VRAM, left, VNX_MEM_VRAM, right,
+                       count, &xfer, e));
+    return xfer;
+}
+
+/* The transfer that has asked ends with the first refusal.  The others are not
+ * for those that begin later. */
+static void
+refusal_is_not_kept_for_later_transfers(void **state)
+{
+    static const unsigned regions[] = {0, 1, EACH};
+    block_t ours = new_ours(LEGACY, SIZE);
+    vnx_error_t error;
+    (void)state;
+
+    load_liar();
+    for (unsigned i = 0; i < 3; i++) {
+        tell(regions[i], REFUSE_NOT_FOUND);
+    }
+    vnx_xfer_t *xfer = make_list_read(&ours, regions, 3);
+    assert_int_equal(run(xfer, &error), VNX_ERR_NOT_FOUND);
+    check_honest(&ours, 2); /* whose answers come after all refusals */
+    for (unsigned i = 0; i < 3; i++) {
+        tell(regions[i], HONEST);
+    }
+    if (run(xfer, &error) != VNX_OK) {
+        fail_msg("%s", error.cause);
+    }
+    vnx_xfer_abandon(xfer);
+    forget_liar();
+    end_ours(&ours);
+}
+
 /* Every transfer that waits for such an owner ends, all at the same time, and
  * transfers of other regions need not wait. */
 static void
@@ -1201,6 +1245,7 @@ main(int count, char **args)
     const struct CMUnitTest tests[] = {
         HOSTILE_TEST(lies_about_memory_are_found_out),
         HOSTILE_TEST(lie_about_one_region_does_not_disturb_others),
+        HOSTILE_TEST(refusal_is_not_kept_for_later_transfers),
         HOSTILE_TEST(owner_that_never_comes_to_an_end_is_given_up),
         HOSTILE_TEST(owner_may_take_its_time_for_each_answer),
         HOSTILE_TEST(owner_is_asked_few_questions_at_a_time),

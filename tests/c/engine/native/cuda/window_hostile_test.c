@@ -42,6 +42,7 @@ typedef enum lie {
     OPEN_TWICE,
     OPEN_UNKNOWN,
     OPEN_NOISE,
+    OPEN_REFUSED_LATE, /* on RELEASE */
     MOVE_UNKNOWN,
     MOVE_TWICE,
     MOVE_REFUSED,
@@ -77,6 +78,7 @@ typedef struct liar {
     shared_t windows[16];
     held_t held[8];
     size_t held_count;
+    uint64_t opening[2]; /* of OPEN_REFUSED_LATE: the asker and the window */
 } liar_t;
 
 static int
@@ -194,6 +196,10 @@ on_open(liar_t *liar, uint64_t asker, uint64_t number)
     case OPEN_REFUSED:
         liar_say_status(&liar->node, asker, VNXI_LEND_OPENED, number,
                         VNX_ERR_BACKEND, "no windows");
+        return;
+    case OPEN_REFUSED_LATE:
+        liar->opening[0] = asker;
+        liar->opening[1] = number;
         return;
     case OPEN_REFUSED_STRANGELY:
         liar_say_status(&liar->node, asker, VNXI_LEND_OPENED, number, -63,
@@ -438,7 +444,7 @@ typedef enum order_of_liar {
     TELL,    /* `lie` */
     FILL,    /* its memory, with the number `lie` */
     GET,     /* the facts are followed by a region's bytes */
-    RELEASE, /* the moves that it holds */
+    RELEASE, /* the moves that it holds, or the refusal */
 } order_of_liar_t;
 
 typedef struct command {
@@ -475,6 +481,9 @@ obey(liar_t *liar, const command_t *command)
         liar->lie = (lie_t)command->lie;
         liar->opens = liar->moves = 0;
         liar->held_count = 0;
+    } else if (command->order == RELEASE && liar->lie == OPEN_REFUSED_LATE) {
+        liar_say_status(&liar->node, liar->opening[0], VNXI_LEND_OPENED,
+                        liar->opening[1], VNX_ERR_UNKNOWN, "no memory");
     } else if (command->order == RELEASE) {
         release_moves(liar);
     } else if (command->order == FILL) {
@@ -989,6 +998,32 @@ end_cancelled(vnx_xfer_t *xfer, pthread_t thread)
     pthread_join(thread, NULL);
     assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_CANCELED);
     vnx_xfer_abandon(xfer);
+}
+
+/* The transfer that has asked for the window has ended before. */
+static void
+late_refusal_is_not_kept_for_later_transfers(void **state)
+{
+    block_t ours = new_ours(LEGACY, SIZE), cpu = new_ours(CPU, SIZE);
+    bool has_stopped;
+    vnx_error_t error;
+    (void)state;
+
+    load_liar();
+    tell(OPEN_REFUSED_LATE);
+    vnx_xfer_t *xfer = make_one(VNX_OP_READ, &ours, 0);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_IN_PROG);
+    WAIT_UNTIL(look().opens == 1);
+    assert_ok(vnx_xfer_cancel(xfer, &has_stopped, e));
+    assert_int_equal(end_of(xfer, &error), VNX_ERR_CANCELED);
+    vnx_xfer_abandon(xfer);
+    command_liar(RELEASE, 0, 0);
+    /* By a window of its own, whose answers come after the refusal. */
+    check_honest(VNX_OP_WRITE, &cpu, 1);
+    check_honest(VNX_OP_READ, &ours, 0);
+    forget_liar();
+    end_ours(&ours);
+    end_ours(&cpu);
 }
 
 /* What the owner sends to the window later does not reach our memory, and
@@ -1771,6 +1806,7 @@ main(int count, char **args)
         HOSTILE_TEST(owner_that_is_silent_is_not_waited_for_for_ever),
         HOSTILE_TEST(peer_is_removed_while_it_is_silent),
         HOSTILE_TEST(agent_closes_while_an_owner_is_silent),
+        HOSTILE_TEST(late_refusal_is_not_kept_for_later_transfers),
         HOSTILE_TEST(cancelled_read_ends_at_once_and_writes_nothing_later),
         HOSTILE_TEST(cancelled_write_is_called_off_and_waits_for_the_owner),
         HOSTILE_TEST(moves_touch_the_bytes_that_were_asked_for_and_no_others),
