@@ -95,6 +95,7 @@ struct vnxi_cuda_gpu {
     /* The same for vnxi_cuda_windows_serve(), at any time. */
     void (*wake_for_windows)(vnxi_cuda_gpu_t *gpu);
     struct vnxi_cuda_opened *opened; /* import.c's */
+    uint64_t unmapped;               /* so many imports have ended */
     struct vnxi_cuda_shared *shared; /* move.c's */
     /* private */
     unsigned ctas;

@@ -34,10 +34,6 @@
 #define OPERATION "vnx_xfer_post"
 #define SPANS_MAX (UINT32_C(1) << 20) /* allocations of a region */
 
-/* Questions to one owner at a time: an answer can have 64 descriptors, of
- * which a process may have 1024. */
-#define ASKS_MAX 4u
-
 typedef enum state {
     STATE_ASKING,   /* until the owner's next message */
     STATE_ANSWERED, /* to be mapped */
@@ -90,7 +86,8 @@ struct vnxi_cuda_import {
     vnxi_cuda_key_t *key;       /* NULL: it is gone */
     vnxi_cuda_import_t *of_key; /* the next of the key */
     state_t state;
-    bool is_ending; /* to be unmapped and given back */
+    bool is_ending;    /* to be unmapped and given back */
+    uint64_t answered; /* number of the owner's last answer, or of the loan */
     /* A LENT that was not mapped yet: imports_lock until STATE_ANSWERED, then
      * the gpu's thread. */
     vnxi_lend_piece_t *pieces; /* owned */
@@ -725,6 +722,7 @@ end(vnxi_cuda_import_t *import)
     take_out_lock_held(import);
     vnxi_cond_broadcast(&ended);
     vnxi_mutex_unlock(&imports_lock);
+    import->gpu->unmapped++;
     free(import->spans.spans);
     free(import->mapped);
     free(import->ranges);
@@ -835,23 +833,6 @@ vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id)
     return count;
 }
 
-uint64_t
-vnxi_cuda_imports_reach(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
-{
-    uint64_t reach = 0;
-
-    vnxi_mutex_lock(&imports_lock);
-    for (const vnxi_cuda_import_t *import = imports; import != NULL;
-         import = import->next) {
-        if (import->gpu == gpu && is_of_conn(import->port, import->conn_id,
-                                             key->port, key->conn_id)) {
-            reach += import->end - import->addr;
-        }
-    }
-    vnxi_mutex_unlock(&imports_lock);
-    return reach;
-}
-
 void
 vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id,
                          uint64_t deadline)
@@ -906,20 +887,34 @@ is_open(const vnxi_cuda_import_t *import)
     return import->state != STATE_MAPPED && import->state != STATE_FAILED;
 }
 
-/* The gpu is woken when the owner has answered one of the questions. */
-static bool
-is_busy_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
+static void
+note_lock_held(vnxi_cuda_post_t *post, const vnxi_cuda_import_t *import)
 {
+    post->answered =
+        import->answered > post->answered ? import->answered : post->answered;
+}
+
+/* Is the owner asked as many questions as it may be?  Then the post waits for
+ * an answer to one of them, which wakes the gpu. */
+static bool
+is_busy_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu,
+                  vnxi_cuda_post_t *post)
+{
+    const vnxi_cuda_import_t *asked[VNXI_CUDA_ASKS_MAX];
     unsigned asks = 0;
 
-    for (const vnxi_cuda_import_t *import = imports; import != NULL;
-         import = import->next) {
-        asks += import->gpu == gpu &&
-                is_of_conn(import->port, import->conn_id, key->port,
-                           key->conn_id) &&
-                is_open(import);
+    for (const vnxi_cuda_import_t *import = imports;
+         import != NULL && asks < VNXI_CUDA_ASKS_MAX; import = import->next) {
+        if (import->gpu == gpu && is_open(import) &&
+            is_of_conn(import->port, import->conn_id, key->port,
+                       key->conn_id)) {
+            asked[asks++] = import;
+        }
     }
-    return asks >= ASKS_MAX;
+    for (unsigned i = 0; asks == VNXI_CUDA_ASKS_MAX && i < asks; i++) {
+        note_lock_held(post, asked[i]);
+    }
+    return asks == VNXI_CUDA_ASKS_MAX;
 }
 
 /* NULL: no memory. */
@@ -927,6 +922,7 @@ static vnxi_cuda_import_t *
 start_lock_held(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu)
 {
     vnxi_cuda_import_t *import = malloc(sizeof *import);
+    uint64_t number = vnxi_cuda_next_number();
 
     if (import == NULL) {
         return NULL;
@@ -935,7 +931,8 @@ start_lock_held(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu)
         .gpu = gpu,
         .port = key->port,
         .conn_id = key->conn_id,
-        .loan = vnxi_cuda_next_number(),
+        .loan = number,
+        .answered = number,
         .addr = key->addr,
         .len = key->len,
         .dev = key->dev,
@@ -951,22 +948,23 @@ start_lock_held(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu)
 
 /* An error is not for posts that have begun after it: they ask again. */
 static vnx_status_t
-use_lock_held(vnxi_cuda_import_t *import, uint64_t since,
+use_lock_held(vnxi_cuda_import_t *import, vnxi_cuda_post_t *post,
               vnxi_cuda_spans_t *spans, vnx_error_t *error)
 {
+    note_lock_held(post, import);
     if (import->is_ending || is_open(import)) {
         return VNX_IN_PROG;
     }
     if (import->state == STATE_FAILED) {
         import->is_ending = true;
         import->gpu->wake(import->gpu);
-        if (import->failed < since) {
+        if (import->failed < post->since) {
             return VNX_IN_PROG;
         }
         *error = import->error;
         return error->status;
     }
-    for (size_t i = 0; i < import->spans.count; i++) {
+    for (size_t i = 0; spans != NULL && i < import->spans.count; i++) {
         if (!vnxi_cuda_spans_add(spans, import->spans.spans[i])) {
             return vnxi_error_no_memory(error, OPERATION,
                                         sizeof *spans->spans);
@@ -976,32 +974,34 @@ use_lock_held(vnxi_cuda_import_t *import, uint64_t since,
 }
 
 vnx_status_t
-vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu, uint64_t since,
-                 vnxi_cuda_spans_t *spans, vnx_error_t *error)
+vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
+                 vnxi_cuda_post_t *post, vnxi_cuda_spans_t *spans,
+                 vnx_error_t *error)
 {
     vnx_status_t status;
 
     pthread_once(&once, start);
     vnxi_mutex_lock(&imports_lock);
     vnxi_cuda_import_t *import = find_lock_held(key, gpu);
-    bool is_busy = import == NULL && is_busy_lock_held(key, gpu);
+    bool is_busy = import == NULL && is_busy_lock_held(key, gpu, post);
     bool is_new = import == NULL && !is_busy;
     if (is_new) {
         import = start_lock_held(key, gpu);
+        post->begun++;
     }
     if (is_busy) {
         status = VNX_IN_PROG;
     } else if (import == NULL) {
         status = vnxi_error_no_memory(error, OPERATION, sizeof *import);
     } else {
-        status = use_lock_held(import, since, spans, error);
+        status = use_lock_held(import, post, spans, error);
     }
     vnxi_mutex_unlock(&imports_lock);
     if (import != NULL && is_new &&
         ask_for_more(import, import->addr, error) != VNX_OK) {
         set_failed(import, error);
         vnxi_mutex_lock(&imports_lock);
-        status = use_lock_held(import, since, spans, error);
+        status = use_lock_held(import, post, spans, error);
         vnxi_mutex_unlock(&imports_lock);
     }
     return status;
@@ -1215,6 +1215,7 @@ on_loan_lock_held(vnxi_cuda_import_t *import, const vnxi_lend_t *message,
     if (message->type == VNXI_LEND_RECALL) {
         import->is_ending = true;
     } else if (import->state == STATE_ASKING && !import->is_ending) {
+        import->answered = vnxi_cuda_next_number();
         if (message->type == VNXI_LEND_LENT) {
             takes = take_answer_lock_held(import, message, control);
         } else {

@@ -53,11 +53,22 @@ typedef struct vnxi_cuda_spans {
  * False: no memory. */
 bool vnxi_cuda_spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span);
 
-/* Add the spans of a region, for a post that began at `since`
- * (vnxi_cuda_next_number()).  VNX_IN_PROG: they are not known yet; gpu->wake
- * is called when they may be. */
+/* Questions to one owner at a time: an answer can have 64 descriptors, of
+ * which a process may have 1024. */
+#define VNXI_CUDA_ASKS_MAX 4u
+
+/* A post of a transfer, with numbers of vnxi_cuda_next_number(). */
+typedef struct vnxi_cuda_post {
+    uint64_t since;    /* it began */
+    uint64_t answered; /* the owner has answered something that it waits for,
+                          or was asked */
+    size_t begun;      /* imports, for this post */
+} vnxi_cuda_post_t;
+
+/* Add the spans of a region; `spans` NULL: have it mapped.  VNX_IN_PROG: it is
+ * not mapped yet; gpu->wake is called when it may be. */
 vnx_status_t vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
-                              uint64_t since, vnxi_cuda_spans_t *spans,
+                              vnxi_cuda_post_t *post, vnxi_cuda_spans_t *spans,
                               vnx_error_t *error);
 
 /* Why the region cannot be mapped for the gpu; valid as long as the key.
@@ -110,11 +121,6 @@ void vnxi_cuda_imports_settle(const vnxi_port_t *port, uintptr_t conn_id,
 bool vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
                                  const vnxi_lend_t *message,
                                  const vnxi_control_t *control);
-
-/* How many bytes of the regions of a key's conn are mapped for the gpu, also
- * of regions that are not complete.  It grows as long as the owner answers. */
-uint64_t vnxi_cuda_imports_reach(const vnxi_cuda_key_t *key,
-                                 const vnxi_cuda_gpu_t *gpu);
 
 /* The number of regions of a conn that are mapped. */
 size_t vnxi_cuda_imports_count(const vnxi_port_t *port, uintptr_t conn_id);

@@ -26,6 +26,10 @@
 /* Lists with more regions of CPU memory are not searched for pinned memory. */
 #define PINNED_REGIONS_MAX 1024u
 
+/* An owner that takes back what it has handed out is asked once more.  If a
+ * post has done that so often, further answers do not make it wait longer. */
+#define RESTARTS_MAX 8u
+
 /* -- Beginning --------------------------------------------------
  */
 
@@ -196,43 +200,58 @@ sort_spans(vnxi_cuda_spans_t *spans)
     spans->count = kept;
 }
 
-/* All regions of a list are of one conn. */
-static void
-note_reach(vnxi_cuda_rows_t *rows, const vnxi_list_t *list)
+/* Are the regions at the beginning of the list in the spans already?  Not if
+ * something was unmapped since. */
+static bool
+has_imported(const vnxi_cuda_rows_t *rows)
 {
-    const vnxi_cuda_key_t *key = NULL;
-
-    for (size_t i = 0; key == NULL; i++) {
-        key = vnxi_region_slot(list->regions[i], rows->route);
-    }
-    uint64_t reach = vnxi_cuda_imports_reach(key, rows->gpu);
-    rows->reach = reach > rows->reach ? reach : rows->reach;
+    return rows->imported > 0 && rows->unmapped == rows->gpu->unmapped;
 }
 
 /* Ask for several regions that are not mapped before waiting for the first. */
 static vnx_status_t
+import_regions(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
+               vnx_error_t *error)
+{
+    unsigned waiting = 0;
+
+    rows->span = 0;
+    if (!has_imported(rows)) {
+        rows->spans.count = rows->imported = 0;
+        rows->unmapped = rows->gpu->unmapped;
+    }
+    for (size_t i = rows->imported;
+         i < list->region_count && waiting < VNXI_CUDA_ASKS_MAX; i++) {
+        vnxi_cuda_key_t *key = vnxi_region_slot(list->regions[i], rows->route);
+        vnx_status_t status =
+            key == NULL
+                ? VNX_OK /* it has another route */
+                : vnxi_cuda_import(key, rows->gpu, &rows->post,
+                                   waiting == 0 ? &rows->spans : NULL, error);
+        if (status < 0) {
+            return status;
+        }
+        waiting += status == VNX_IN_PROG;
+        rows->imported += waiting == 0;
+    }
+    return waiting > 0 ? VNX_IN_PROG : VNX_OK;
+}
+
+static vnx_status_t
 import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
             vnx_error_t *error)
 {
-    vnx_status_t status = VNX_OK;
+    uint64_t answered = rows->post.answered;
 
-    rows->spans.count = rows->span = 0;
-    for (size_t i = 0; i < list->region_count; i++) {
-        vnxi_cuda_key_t *key = vnxi_region_slot(list->regions[i], rows->route);
-        vnx_status_t one = key == NULL
-                               ? VNX_OK /* it has another route */
-                               : vnxi_cuda_import(key, rows->gpu, rows->since,
-                                                  &rows->spans, error);
-        if (one < 0) {
-            return one;
-        }
-        status = one == VNX_IN_PROG ? one : status;
+    vnx_status_t status = import_regions(rows, list, error);
+    if (status != VNX_IN_PROG) {
+        rows->imported = 0;
     }
     if (status == VNX_OK) {
         sort_spans(&rows->spans);
     }
-    if (status == VNX_IN_PROG) {
-        note_reach(rows, list);
+    if (rows->post.begun > list->region_count + RESTARTS_MAX) {
+        rows->post.answered = answered;
     }
     return status;
 }
@@ -261,7 +280,7 @@ why_moved(const vnxi_cuda_rows_t *rows, const vnxi_list_t *list)
 static vnx_status_t
 list_spans(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, vnx_error_t *error)
 {
-    rows->spans.count = rows->span = 0;
+    rows->spans.count = rows->span = rows->imported = 0;
     for (size_t i = 0; i < list->region_count; i++) {
         const vnxi_cuda_key_t *key =
             vnxi_region_slot(list->regions[i], rows->route);
@@ -286,13 +305,14 @@ list_spans(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, vnx_error_t *error)
                                           sizeof *rows->moving);
 }
 
-/* Find the peer's GPU memory: mapped here, or to be moved by the owner. */
+/* Find the peer's GPU memory: mapped here, or to be moved by the owner.  The
+ * import of a region that must be moved after all ends. */
 static vnx_status_t
 reach_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list, vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
 
-    rows->why_moved = why_moved(rows, list);
+    rows->why_moved = has_imported(rows) ? NULL : why_moved(rows, list);
     if (rows->why_moved == NULL) {
         status = import_list(rows, list, error);
         rows->why_moved = status < 0 ? why_moved(rows, list) : NULL;
@@ -670,8 +690,8 @@ send_half(vnxi_cuda_rows_t *rows, vnx_error_t *error)
         return VNX_OK;
     }
     vnx_status_t status =
-        vnxi_cuda_half_get(rows->spans.spans[0].key, rows->gpu, rows->since,
-                           rows->why_moved, &half, error);
+        vnxi_cuda_half_get(rows->spans.spans[0].key, rows->gpu,
+                           rows->post.since, rows->why_moved, &half, error);
     if (status != VNX_OK) {
         return status;
     }

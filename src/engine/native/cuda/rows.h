@@ -39,13 +39,12 @@ typedef struct vnxi_cuda_rows {
     vnxi_cuda_gpu_t *gpu;
     vnxi_cuda_direction_t direction;
     /* Of the current post. */
-    uint64_t since; /* vnxi_cuda_next_number() at its beginning */
+    vnxi_cuda_post_t post;
     /* The same; false at its beginning. */
     bool has_begun;   /* false: copy everything, once more */
     bool is_prepared; /* false: find out where the memory is */
     bool is_staged;   /* CPU memory goes through batch->stage */
     bool is_moved;    /* by the owner */
-    uint64_t reach;   /* vnxi_cuda_imports_reach(); the most that it was */
     vnxi_cuda_method_t method;
     vnxi_cuda_check_t check; /* of the peer's GPU memory */
     /* What is moved. */
@@ -62,7 +61,10 @@ typedef struct vnxi_cuda_rows {
     vnxi_cuda_row_t *moving;       /* owned: room for the rows of a half */
     const char *why_moved;         /* valid while `is_moved` */
     size_t span;                   /* the last one that was used */
-    bool is_far;                   /* the peer is another process */
+    size_t imported;   /* while memory of the peer is not mapped: the regions
+                          at the beginning of the list that are in `spans` */
+    uint64_t unmapped; /* gpu->unmapped, for `imported` */
+    bool is_far;       /* the peer is another process */
     bool in_chunk;
     uint64_t host_delta; /* of pinned CPU memory of the program */
     size_t chunk;
@@ -73,8 +75,8 @@ typedef struct vnxi_cuda_rows {
 /* Fill the batch; batch->count 0: nothing is left.  The first call of a post
  * checks that the memory is still there.  VNX_IN_PROG: the peer's memory is
  * not mapped yet; try again after gpu->wake or gpu->wake_for_windows.  If
- * rows->reach has grown, the peer has answered meanwhile.  Errors are final
- * for the post.
+ * rows->post.answered has grown, the peer has answered meanwhile.  Errors are
+ * final for the post.
  *
  * If the rows are moved by their owner, fills and sends half a window instead,
  * and batch->count is 0. */

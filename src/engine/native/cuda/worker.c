@@ -533,7 +533,7 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     slot->xfer = xfer;
     xfer->running++;
     vnxi_mutex_unlock(&worker->lock);
-    uint64_t reach = xfer->rows.reach;
+    uint64_t answered = xfer->rows.post.answered;
     vnx_status_t status =
         vnxi_cuda_rows_fill(&xfer->rows, slot->batch, &error);
     bool launches = status == VNX_OK && slot->batch->count > 0;
@@ -555,7 +555,7 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     } else {
         fail_lock_held(xfer, &error);
     }
-    if (xfer->rows.reach > reach ||
+    if (xfer->rows.post.answered > answered ||
         (status == VNX_OK && xfer->rows.is_moved)) {
         xfer->deadline = 0; /* the peer has answered, or it has had its turn */
     }
@@ -582,7 +582,7 @@ redo_lock_held(vnxi_cuda_xfer_t *xfer)
 
     xfer->is_filled = xfer->rows.has_begun = xfer->rows.is_prepared = false;
     xfer->deadline = 0;
-    xfer->rows.reach = 0;
+    xfer->rows.post.begun = 0;
     if (++xfer->attempts == ATTEMPTS_MAX) {
         vnxi_error_set(&error, VNX_ERR_MISMATCH, OPERATION,
                        "the peer has replaced its GPU memory during each of "
@@ -1013,10 +1013,10 @@ vnxi_cuda_xfer_post(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
     xfer->running = 0;
     xfer->is_filled = xfer->is_failing = false;
     xfer->is_parked = xfer->is_late = false;
-    xfer->rows.since = vnxi_cuda_next_number();
+    xfer->rows.post = (vnxi_cuda_post_t){.since = vnxi_cuda_next_number()};
+    xfer->rows.imported = 0;
     xfer->rows.has_begun = xfer->rows.is_prepared = false;
     xfer->rows.has_returned = xfer->rows.has_failed = false;
-    xfer->rows.reach = 0;
     xfer->deadline = 0;
     xfer->attempts = 0;
     xfer->next = NULL;

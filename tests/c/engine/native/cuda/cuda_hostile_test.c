@@ -40,6 +40,7 @@ typedef enum lie {
     REFUSE_ONCE,
     REFUSE_TWICE,
     SLOW,       /* one allocation an answer, after some seconds */
+    RECALLS,    /* the same, but first it recalls region 0 */
     FIRST_ONLY, /* the first of its allocations, then nothing */
     ALWAYS_RECALLS,
     NEVER_LAST,
@@ -58,6 +59,7 @@ typedef struct liar {
     atomic_uint refusals[REGIONS];
     atomic_uint asks;
     unsigned char region_of[4096]; /* by loan, modulo its size */
+    uint64_t loan;                 /* the last one of region 0 */
 } liar_t;
 
 /* An answer under construction. */
@@ -327,7 +329,10 @@ answer_in_parts(liar_t *liar, uint64_t asker, const vnxi_lend_t *ask,
     struct timespec some = {3, 0}; /* twice is more than an answer may take */
     unsigned refusals = lie == REFUSE_ONCE ? 1 : lie == REFUSE_TWICE ? 2 : 0;
 
-    if (lie == SLOW) {
+    if (lie == RECALLS) {
+        recall(liar, asker, liar->loan);
+    }
+    if (lie == SLOW || lie == RECALLS) {
         nanosleep(&some, NULL);
         lend_one(liar, asker, ask, region);
         return true;
@@ -360,6 +365,7 @@ on_ask(liar_t *liar, uint64_t asker, const vnxi_lend_t *ask)
     }
     liar->region_of[ask->loan % sizeof liar->region_of] =
         (unsigned char)region;
+    liar->loan = region == 0 ? ask->loan : liar->loan;
     lie_t lie = atomic_load(&liar->lies[region]);
     lent_t lent;
 
@@ -793,23 +799,52 @@ owner_that_never_comes_to_an_end_is_given_up(void **state)
     end_ours(&ours);
 }
 
-/* The limit is for an answer, and memory may need many. */
+/* The limit is for an answer, and memory may need many.  Other memory may be
+ * taken back meanwhile. */
 static void
 owner_may_take_its_time_for_each_answer(void **state)
 {
+    static const lie_t slow[] = {SLOW, RECALLS};
+    block_t ours = new_ours(LEGACY, SIZE);
+    vnx_error_t error;
+    (void)state;
+
+    for (unsigned i = 0; i < 2; i++) {
+        load_liar();
+        check_honest(&ours, 0);
+        tell(EACH, slow[i]);
+        vnx_xfer_t *xfer = make_read(&ours, EACH);
+        if (run(xfer, &error) != VNX_OK) {
+            fail_msg("%s", error.cause);
+        }
+        check_bytes(&ours, EACH);
+        vnx_xfer_abandon(xfer);
+        tell(EACH, HONEST);
+        forget_liar();
+    }
+    end_ours(&ours);
+}
+
+/* A transfer that needs more does not wait for ever meanwhile. */
+static void
+owner_that_takes_back_again_and_again_is_given_up(void **state)
+{
+    static const unsigned regions[] = {0, 1, EACH};
     block_t ours = new_ours(LEGACY, SIZE);
     vnx_error_t error;
     (void)state;
 
     load_liar();
-    tell(EACH, SLOW);
-    vnx_xfer_t *xfer = make_read(&ours, EACH);
-    if (run(xfer, &error) != VNX_OK) {
-        fail_msg("%s", error.cause);
-    }
-    check_bytes(&ours, EACH);
+    tell(0, ALWAYS_RECALLS);
+    tell(1, SILENT);
+    tell(EACH, ALWAYS_RECALLS);
+    vnx_xfer_t *xfer = make_list_read(&ours, regions, 3);
+    check_error("takes back", run(xfer, &error), &error, VNX_ERR_BACKEND,
+                "has not answered a question");
     vnx_xfer_abandon(xfer);
-    tell(EACH, HONEST);
+    for (unsigned i = 0; i < 3; i++) {
+        tell(regions[i], HONEST);
+    }
     forget_liar();
     end_ours(&ours);
 }
@@ -819,21 +854,17 @@ owner_may_take_its_time_for_each_answer(void **state)
 static void
 owner_is_asked_few_questions_at_a_time(void **state)
 {
+    static const unsigned regions[REGIONS] = {0, 1, 2, 3, 4, 5, 6, 7};
     block_t ours = new_ours(LEGACY, SIZE);
-    vnx_desc_t left[REGIONS], right[REGIONS];
     unsigned before = tell(0, SILENT).asks, asks = 0;
-    vnx_xfer_t *xfer = NULL;
     vnx_error_t error;
     (void)state;
 
     load_liar();
     for (unsigned i = 0; i < REGIONS; i++) {
         tell(i, SILENT);
-        left[i] = (vnx_desc_t){ours.addr + i * KIB, KIB, 0};
-        right[i] = (vnx_desc_t){theirs.at[i], KIB, 0};
     }
-    assert_ok(try_make(VNX_OP_READ, VNX_MEM_VRAM, left, VNX_MEM_VRAM, right,
-                       REGIONS, &xfer, e));
+    vnx_xfer_t *xfer = make_list_read(&ours, regions, REGIONS);
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_IN_PROG);
     for (int i = 0; asks < 4 && i < 10000; i++) {
         wait_ms();
@@ -849,8 +880,7 @@ owner_is_asked_few_questions_at_a_time(void **state)
     for (unsigned i = 0; i < REGIONS; i++) {
         tell(i, HONEST);
     }
-    assert_ok(try_make(VNX_OP_READ, VNX_MEM_VRAM, left, VNX_MEM_VRAM, right,
-                       REGIONS, &xfer, e));
+    xfer = make_list_read(&ours, regions, REGIONS);
     assert_int_equal(run(xfer, &error), VNX_OK);
     vnx_xfer_abandon(xfer);
     forget_liar();
@@ -1248,6 +1278,7 @@ main(int count, char **args)
         HOSTILE_TEST(refusal_is_not_kept_for_later_transfers),
         HOSTILE_TEST(owner_that_never_comes_to_an_end_is_given_up),
         HOSTILE_TEST(owner_may_take_its_time_for_each_answer),
+        HOSTILE_TEST(owner_that_takes_back_again_and_again_is_given_up),
         HOSTILE_TEST(owner_is_asked_few_questions_at_a_time),
         HOSTILE_TEST(agent_closes_while_an_owner_is_silent),
         HOSTILE_TEST(questions_about_other_memory_are_refused),

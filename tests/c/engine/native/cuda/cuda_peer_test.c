@@ -383,6 +383,19 @@ assert_route(const char *local, const char *remote, const char *transport)
     free(text.data);
 }
 
+/* What describe() says about a peer. */
+static void
+assert_described(const char *wanted)
+{
+    vnx_bytes_t text;
+
+    assert_ok(vnx_agent_describe(a, "B", 1, &text, e));
+    if (memmem(text.data, text.len, wanted, strlen(wanted)) == NULL) {
+        fail_msg("no %s in %.*s", wanted, (int)text.len, (char *)text.data);
+    }
+    free(text.data);
+}
+
 /* -- Tests: kinds of memory ------------------------------------------------
  */
 
@@ -525,6 +538,52 @@ many_rows_need_few_calls(void **state)
     end_ours(&ours);
 }
 
+static atomic_uint locks; /* that were taken in this process */
+
+int __real_pthread_mutex_lock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex);
+
+int
+__wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
+{
+    atomic_fetch_add(&locks, 1);
+    return __real_pthread_mutex_lock(mutex);
+}
+
+/* Each is asked for, and looked for a few times; not all of them as often as
+ * the owner answers. */
+static void
+many_regions_are_mapped_in_few_steps(void **state)
+{
+    enum { COUNT = 400, EACH = 4096 };
+    static vnx_desc_t left[COUNT], right[COUNT];
+    block_t ours = new_ours(LEGACY, COUNT * EACH);
+    block_t whole = make_theirs(0, LEGACY, COUNT * EACH);
+    vnx_xfer_t *xfer = NULL;
+    (void)state;
+
+    tell(DEREGISTER, 0);
+    for (unsigned i = 0; i < COUNT; i++) {
+        uint64_t at = whole.addr + i * EACH;
+        left[i] = (vnx_desc_t){ours.addr + i * EACH, EACH, 0};
+        right[i] = (vnx_desc_t){at, EACH, 0};
+        tell_all(
+            (command_t){.order = PART, .index = 1, .value = at, .size = EACH},
+            NULL);
+    }
+    load_other();
+    assert_ok(try_make(VNX_OP_READ, VNX_MEM_VRAM, left, VNX_MEM_VRAM, right,
+                       COUNT, &xfer, e));
+    unsigned before = atomic_load(&locks);
+    run_xfer(a, xfer);
+    assert_in_range(atomic_load(&locks) - before, COUNT, 50 * COUNT);
+    vnx_xfer_abandon(xfer);
+    assert_described("\"cuda_regions_mapped\": 400");
+    tell(CLOSE, 0);
+    tell(FREE, 0);
+    end_ours(&ours);
+}
+
 /* Registered memory may lie anywhere in an allocation. */
 static void
 regions_within_one_allocation_move(void **state)
@@ -595,19 +654,6 @@ expandable_segments_move(void **state)
     assert_int_equal(tell(FACTS, 0).fds, fds);
     end_theirs(0);
     end_ours(&ours);
-}
-
-/* What describe() says about a peer. */
-static void
-assert_described(const char *wanted)
-{
-    vnx_bytes_t text;
-
-    assert_ok(vnx_agent_describe(a, "B", 1, &text, e));
-    if (memmem(text.data, text.len, wanted, strlen(wanted)) == NULL) {
-        fail_msg("no %s in %.*s", wanted, (int)text.len, (char *)text.data);
-    }
-    free(text.data);
 }
 
 /* A region that cannot be mapped is moved by its owner; the others stay
@@ -1559,6 +1605,7 @@ main(int count, char **args)
         PEER_TEST(memory_of_every_kind_moves),
         PEER_TEST(random_plans_move_their_bytes_and_no_others),
         PEER_TEST(many_rows_need_few_calls),
+        PEER_TEST(many_regions_are_mapped_in_few_steps),
         PEER_TEST(regions_within_one_allocation_move),
         PEER_TEST(expandable_segments_move),
         PEER_TEST(memory_that_cannot_be_mapped_is_moved_by_its_owner),
