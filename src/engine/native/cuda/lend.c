@@ -447,9 +447,8 @@ end_task(task_t *task)
     free(task);
 }
 
-/* On the worker's thread; gpu NULL: it has ended. */
 static void
-run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
+run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu, const vnx_error_t *why)
 {
     task_t *task = (task_t *)job;
     vnxi_cuda_lender_t *lender = task->lender;
@@ -460,9 +459,7 @@ run_task(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
 
     batch.count = batch.fd_count = 0;
     if (gpu == NULL) {
-        vnxi_error_set(&error, status, OPERATION,
-                       "the GPU memory was deregistered, or its CUDA context "
-                       "is lost");
+        status = vnxi_cuda_no_gpu(why, &error);
     } else if (vnxi_region_is_gone(task->region) || !note_ids(task, gpu)) {
         vnxi_error_set(&error, status, OPERATION,
                        "the GPU memory was deregistered");

@@ -141,10 +141,11 @@ vnxi_cuda_shared_end(vnxi_cuda_gpu_t *gpu)
 
 /* A window was closed that the worker may have pinned. */
 static void
-run_unpin(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
+run_unpin(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu, const vnx_error_t *why)
 {
     shared_t *window = (shared_t *)job;
 
+    (void)why;
     if (gpu != NULL) {
         shared_t **at = find_pinned(gpu, window);
         if (*at != NULL) {
@@ -316,15 +317,14 @@ pin(const move_t *move, vnxi_cuda_gpu_t *gpu)
 }
 
 static vnx_status_t
-check(const move_t *move, const vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
+check(const move_t *move, const vnxi_cuda_gpu_t *gpu, const vnx_error_t *why,
+      vnx_error_t *error)
 {
     const vnxi_window_head_t *head = (const void *)move->window->base;
     unsigned route = move->mover->port->config.number;
 
     if (gpu == NULL) {
-        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
-                              "the GPU memory was deregistered, or its CUDA "
-                              "context is lost");
+        return vnxi_cuda_no_gpu(why, error);
     }
     if (vnxi_region_is_gone(move->region)) {
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
@@ -364,9 +364,8 @@ copy(move_t *move, vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
                               NULL, error);
 }
 
-/* On the worker's thread; gpu NULL: it has ended. */
 static void
-run_move(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
+run_move(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu, const vnx_error_t *why)
 {
     move_t *move = (move_t *)job;
     vnxi_cuda_mover_t *mover = move->mover;
@@ -374,7 +373,7 @@ run_move(vnxi_cuda_job_t *job, vnxi_cuda_gpu_t *gpu)
     uint64_t asker = move->asker, token = move->token;
     vnx_error_t error = {0};
 
-    vnx_status_t status = check(move, gpu, &error);
+    vnx_status_t status = check(move, gpu, why, &error);
     if (status == VNX_OK) {
         status = copy(move, gpu, &error);
     }

@@ -88,6 +88,8 @@ struct vnxi_cuda_worker {
     uint64_t next_look; /* lock; when to look after the batches that run;
                            0: none ran */
     vnx_error_t lost;   /* lock; why */
+    vnx_error_t closed; /* lock; why the gpu could not be opened, status
+                           VNX_OK: it could, or was not tried */
     slot_t slots[VNXI_CUDA_BATCHES];
 };
 
@@ -332,8 +334,21 @@ vnxi_cuda_worker_run(vnxi_cuda_worker_t *worker, vnxi_cuda_job_t *job)
     }
     vnxi_mutex_unlock(&worker->lock);
     if (!takes) {
-        job->run(job, NULL);
+        job->run(job, NULL, NULL);
     }
+}
+
+/* An asker would take VNX_ERR_BACKEND for a refusal of its driver or ours that
+ * does not pass, and never ask again. */
+vnx_status_t
+vnxi_cuda_no_gpu(const vnx_error_t *why, vnx_error_t *error)
+{
+    return why != NULL
+               ? vnxi_error_set(error, VNX_ERR_NO_MEMORY, OPERATION, "%s",
+                                why->cause)
+               : vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
+                                "the GPU memory was deregistered, or its CUDA "
+                                "context is lost");
 }
 
 const vnxi_cuda_gpu_t *
@@ -357,6 +372,8 @@ describe_lock_held(const vnxi_cuda_worker_t *worker, vnxi_writer_t *out)
         if (gpu->why[0] != '\0') {
             vnxi_json_member(&members, "because", gpu->why);
         }
+    } else if (worker->closed.status != VNX_OK) {
+        vnxi_json_member(&members, "not_open", worker->closed.cause);
     }
     vnxi_json_object(out, &members);
 }
@@ -813,9 +830,10 @@ serve_windows_lock_held(vnxi_cuda_worker_t *worker)
     }
 }
 
-/* gpu NULL: the worker takes no more work. */
+/* As for job->run(). */
 static void
-run_job_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_gpu_t *gpu)
+run_job_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_gpu_t *gpu,
+                  const vnx_error_t *why)
 {
     vnxi_cuda_job_t *job = worker->jobs;
 
@@ -824,7 +842,7 @@ run_job_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_gpu_t *gpu)
         worker->jobs_end = &worker->jobs;
     }
     vnxi_mutex_unlock(&worker->lock);
-    job->run(job, gpu);
+    job->run(job, gpu, why);
     vnxi_mutex_lock(&worker->lock);
 }
 
@@ -853,7 +871,7 @@ go_on_lock_held(vnxi_cuda_worker_t *worker)
 static void
 open_lock_held(vnxi_cuda_worker_t *worker)
 {
-    vnx_error_t error;
+    vnx_error_t error = {.status = VNX_OK};
 
     vnxi_mutex_unlock(&worker->lock);
     worker->is_open = vnxi_cuda_gpu_open(&worker->gpu, &error) == VNX_OK;
@@ -863,12 +881,13 @@ open_lock_held(vnxi_cuda_worker_t *worker)
                  worker->gpu.ordinal, error.cause);
     }
     vnxi_mutex_lock(&worker->lock);
+    worker->closed = error;
     for (vnxi_cuda_xfer_t *xfer = worker->is_open ? NULL : worker->first;
          xfer != NULL; xfer = xfer->next) {
         fail_lock_held(xfer, &error);
     }
     while (!worker->is_open && worker->jobs != NULL) {
-        run_job_lock_held(worker, NULL);
+        run_job_lock_held(worker, NULL, &error);
     }
 }
 
@@ -891,7 +910,8 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
         }
         if (worker->jobs != NULL && !(worker->had_job && (imports || feeds))) {
             worker->had_job = true;
-            run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu);
+            run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu,
+                              NULL);
             check_times_lock_held(worker);
         } else if (imports) {
             worker->had_job = false;

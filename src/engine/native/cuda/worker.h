@@ -51,12 +51,17 @@ void vnxi_cuda_workers_describe(vnxi_writer_t *out);
 /* Work for the worker's thread beside transfers. */
 typedef struct vnxi_cuda_job {
     struct vnxi_cuda_job *next; /* private */
-    /* Does the work and frees the job.  gpu NULL: the worker takes no more
-     * work, and this may be another thread. */
-    void (*run)(struct vnxi_cuda_job *job, vnxi_cuda_gpu_t *gpu);
+    /* Does the work and frees the job.  gpu NULL: it cannot be opened now
+     * (`why`), or the worker takes no more work (`why` NULL), and this may be
+     * another thread. */
+    void (*run)(struct vnxi_cuda_job *job, vnxi_cuda_gpu_t *gpu,
+                const vnx_error_t *why);
 } vnxi_cuda_job_t;
 
 void vnxi_cuda_worker_run(vnxi_cuda_worker_t *worker, vnxi_cuda_job_t *job);
+
+/* The error of a job without a gpu, for an asker. */
+vnx_status_t vnxi_cuda_no_gpu(const vnx_error_t *why, vnx_error_t *error);
 
 /* Its gpu: context, device and ordinal may be read by any thread. */
 const vnxi_cuda_gpu_t *vnxi_cuda_worker_gpu(const vnxi_cuda_worker_t *worker);

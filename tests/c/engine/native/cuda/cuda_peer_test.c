@@ -35,6 +35,7 @@ typedef enum order {
     METADATA,
     CLOSE,   /* the agent */
     CAPTURE, /* a graph, or end that */
+    OPEN,    /* its GPUs can be opened from now on */
     FACTS,
     EXIT,
 } order_t;
@@ -164,6 +165,9 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
         break;
     case CAPTURE:
         atomic_store(&fake->capturing, (int)command->value);
+        break;
+    case OPEN:
+        calls->refuse("cuStreamCreateWithPriority", 0);
         break;
     case FACTS:
     case EXIT:
@@ -1508,6 +1512,38 @@ owner_whose_driver_refuses_moves_its_memory(void **state)
     end_ours(&cpu);
 }
 
+/* Its peers are told why, and reach the memory when that has passed. */
+static void
+owner_whose_gpu_cannot_be_opened_says_why(void **state)
+{
+    static const kind_t kinds[] = {LEGACY, MAPPED_FD, MAPPED};
+    block_t ours = new_ours(LEGACY, MIB);
+    vnx_error_t error;
+    (void)state;
+
+    for (unsigned i = 0; i < 3; i++) {
+        restart_other("refuse=cuStreamCreateWithPriority:2");
+        block_t theirs = make_theirs(0, kinds[i], MIB);
+        load_other();
+        vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+        for (unsigned k = 0; k < 2; k++) {
+            assert_int_equal(run(xfer, &error), VNX_ERR_BACKEND);
+            if (strstr(error.cause, "GPU 0: cuStreamCreateWith") == NULL) {
+                fail_msg("%s", error.cause);
+            }
+        }
+        tell(OPEN, 0);
+        fill_theirs(0, i);
+        run_xfer(a, xfer);
+        vnx_xfer_abandon(xfer);
+        assert_same(&ours, 0, &theirs);
+        assert_route("VRAM", "VRAM", "CUDA");
+        end_theirs(0);
+        assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
+    }
+    end_ours(&ours);
+}
+
 /* Neither side breaks the capture of a graph, which begins when its program
  * has its memory. */
 static void
@@ -1628,6 +1664,7 @@ main(int count, char **args)
         PEER_TEST(program_without_cuda_reaches_gpu_memory),
         PEER_TEST(two_agents_map_the_same_memory),
         PEER_TEST(owner_whose_driver_refuses_moves_its_memory),
+        PEER_TEST(owner_whose_gpu_cannot_be_opened_says_why),
         PEER_TEST(captures_of_graphs_are_not_broken),
     };
     start_cuda();

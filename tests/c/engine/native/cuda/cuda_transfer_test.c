@@ -576,12 +576,16 @@ gpu_that_cannot_be_opened_is_tried_again(void **state)
         assert_int_equal(status, VNX_ERR_BACKEND);
         assert_non_null(strstr(error.cause, "GPU 0: cuStreamCreateWith"));
     }
+    assert_described("\"not_open\": \"GPU 0: cuStreamCreateWith");
     calls->refuse("cuStreamCreateWithPriority", 0);
     put_all(&remote, 5);
     run_xfer(a, xfer);
     vnx_xfer_abandon(xfer);
     assert_same(&local, &remote);
     assert_described("\"copies_by\": \"kernel\"");
+    char *text = describe(a);
+    assert_null(strstr(text, "not_open"));
+    free(text);
     end_block(a, &local);
     end_block(b, &remote);
 }
