@@ -132,6 +132,7 @@ set_knob(const char *name, const char *value)
         {"alias", &fake_cuda.alias},
         {"delay_us", &fake_cuda.delay_us},
         {"pin_delay_us", &fake_cuda.pin_delay_us},
+        {"waits", &fake_cuda.waits},
         {"seed", &fake_cuda.seed},
         {"fail_after", &fake_cuda.fail_after},
         {"fail_code", &fake_cuda.fail_code},

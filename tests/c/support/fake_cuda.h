@@ -43,6 +43,7 @@ typedef struct fake_cuda {
                             those of the host */
     atomic_int delay_us; /* stream operations start up to so much later */
     atomic_int pin_delay_us;
+    atomic_int waits;      /* cuLaunchHostFunc() waits for the function */
     atomic_int seed;       /* of delays and order; 0: from the clock */
     atomic_int fail_after; /* after so many stream operations every context
                               fails; 0: never */

@@ -709,10 +709,10 @@ cuStreamQuery(vnxi_cu_stream_t handle)
     return status;
 }
 
-EXPORT vnxi_cu_result_t
-cuStreamSynchronize(vnxi_cu_stream_t handle)
+/* False: there is no such stream. */
+static bool
+synchronize(vnxi_cu_stream_t handle)
 {
-    ENTER(cuStreamSynchronize, CONTEXT | UNSAFE);
     lock();
     stream_t *stream = find_stream(handle);
     if (stream != NULL) {
@@ -722,8 +722,15 @@ cuStreamSynchronize(vnxi_cu_stream_t handle)
         pthread_cond_broadcast(&fc_changed);
     }
     unlock();
-    return stream != NULL ? (vnxi_cu_result_t)fc_failure()
-                          : VNXI_CUDA_ERROR_INVALID_HANDLE;
+    return stream != NULL;
+}
+
+EXPORT vnxi_cu_result_t
+cuStreamSynchronize(vnxi_cu_stream_t handle)
+{
+    ENTER(cuStreamSynchronize, CONTEXT | UNSAFE);
+    return synchronize(handle) ? (vnxi_cu_result_t)fc_failure()
+                               : VNXI_CUDA_ERROR_INVALID_HANDLE;
 }
 
 EXPORT vnxi_cu_result_t
@@ -747,9 +754,13 @@ cuLaunchHostFunc(vnxi_cu_stream_t stream, vnxi_cu_host_fn_t function,
     if (function == NULL) {
         return VNXI_CUDA_ERROR_INVALID_VALUE;
     }
-    return submit(stream,
-                  &(op_t){.type = OP_HOST, .function = function, .arg = arg},
-                  false);
+    vnxi_cu_result_t result = submit(
+        stream, &(op_t){.type = OP_HOST, .function = function, .arg = arg},
+        false);
+    if (result == VNXI_CUDA_SUCCESS && atomic_load(&fake_cuda.waits) != 0) {
+        synchronize(stream);
+    }
+    return result;
 }
 
 /* -- Captures --------------------------------------------------------------

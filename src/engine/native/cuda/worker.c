@@ -919,6 +919,7 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
         } else if (feeds) {
             worker->had_job = false;
             feed_lock_held(worker, unused, take_turn_lock_held(worker));
+            check_times_lock_held(worker);
         } else if (worker->is_ending && worker->first == NULL) {
             return;
         } else {

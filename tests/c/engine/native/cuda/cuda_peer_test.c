@@ -921,6 +921,113 @@ stopped_owner_ends_transfers_and_is_used_again(void **state)
     end_ours(&ours);
 }
 
+/* Copies within this process that keep the thread of the GPU busy: the driver
+ * does not let it go before a copy has landed, and one more is posted. */
+enum { BUSY = 64 };
+
+typedef struct busy {
+    vnx_agent_t *agent;
+    block_t from, to;
+    vnx_xfer_t *xfers[BUSY];
+} busy_t;
+
+static void
+make_busy(busy_t *busy)
+{
+    vnx_dlist_t *local, *remote;
+
+    busy->agent = make_agent("C");
+    busy->to = new_ours(LEGACY, MIB);
+    busy->from = make_block(LEGACY, MIB);
+    vnx_desc_t left = {busy->to.addr, MIB, 0};
+    vnx_desc_t right = {busy->from.addr, MIB, 0};
+    vnx_reg_desc_t desc = {.desc = right};
+    assert_ok(
+        vnx_agent_register(busy->agent, VNX_MEM_VRAM, &desc, 1, NULL, e));
+    load_peer(a, busy->agent);
+    assert_ok(
+        vnx_dlist_create(a, "", 0, VNX_MEM_VRAM, &left, 1, NULL, &local, e));
+    assert_ok(vnx_dlist_create(a, "C", 1, VNX_MEM_VRAM, &right, 1, NULL,
+                               &remote, e));
+    for (unsigned i = 0; i < BUSY; i++) {
+        assert_ok(vnx_xfer_create_prepped(a, VNX_OP_READ, local, all_rows(1),
+                                          remote, all_rows(1), NULL, 0, false,
+                                          &busy->xfers[i], e));
+    }
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+    atomic_store(&fake->waits, 1);
+    atomic_store(&fake->delay_us, 5000);
+}
+
+/* Post those that have ended, once more. */
+static void
+keep_busy(busy_t *busy)
+{
+    vnx_error_t error;
+
+    for (unsigned i = 0; i < BUSY; i++) {
+        if (vnx_xfer_status(busy->xfers[i], &error) != VNX_IN_PROG &&
+            vnx_xfer_post(busy->xfers[i], NULL, 0, &error) != VNX_IN_PROG) {
+            fail_msg("%s", error.cause);
+        }
+    }
+}
+
+static void
+end_busy(busy_t *busy)
+{
+    vnx_error_t error;
+
+    atomic_store(&fake->waits, 0);
+    atomic_store(&fake->delay_us, 0);
+    for (unsigned i = 0; i < BUSY; i++) {
+        assert_int_equal(end_of(busy->xfers[i], &error), VNX_OK);
+        vnx_xfer_abandon(busy->xfers[i]);
+    }
+    assert_ok(vnx_agent_remove_peer(a, "C", 1, e));
+    vnx_agent_close(busy->agent);
+    vnx_agent_release(busy->agent);
+    free_block(&busy->from);
+    end_ours(&busy->to);
+}
+
+/* The thread of the GPU always finds something to copy meanwhile.  The limit
+ * of this test is a number of copies, not a time. */
+static void
+stopped_owner_ends_transfers_while_others_go_on(void **state)
+{
+    block_t ours = new_ours(LEGACY, MIB);
+    block_t theirs = make_theirs(0, LEGACY, MIB);
+    busy_t busy;
+    vnx_error_t error;
+    (void)state;
+
+    load_other();
+    vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+    run_xfer(a, xfer);
+    stop_other();
+    make_busy(&busy);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_IN_PROG);
+    for (int i = 0; i < 5500; i++) { /* the owner should have answered */
+        keep_busy(&busy);
+        wait_ms();
+    }
+    int launches = fake->launches;
+    while (vnx_xfer_status(xfer, &error) == VNX_IN_PROG &&
+           fake->launches - launches < 200) {
+        keep_busy(&busy);
+        wait_ms();
+    }
+    assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_BACKEND);
+    check_no_answer(xfer);
+    kill(other, SIGCONT);
+    vnx_xfer_abandon(xfer);
+    end_busy(&busy);
+    end_theirs(0);
+    end_ours(&ours);
+}
+
 /* What the owner has not begun to write it does not write later. */
 static void
 cancelled_write_leaves_the_owner_alone(void **state)
@@ -1653,6 +1760,7 @@ main(int count, char **args)
         PEER_TEST(removed_peer_gets_its_memory_back),
         PEER_TEST(owner_does_not_wait_for_ever),
         PEER_TEST(stopped_owner_ends_transfers_and_is_used_again),
+        PEER_TEST(stopped_owner_ends_transfers_while_others_go_on),
         PEER_TEST(cancelled_write_leaves_the_owner_alone),
         PEER_TEST(failed_transfer_waits_for_the_gpu),
         PEER_TEST(forked_child_does_not_disturb_what_is_mapped),
