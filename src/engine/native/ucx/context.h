@@ -58,8 +58,9 @@ vnx_status_t vnxi_ucx_create(const vnxi_ucx_config_t *config,
 void vnxi_ucx_stop(vnxi_ucx_t *ucx);
 
 /* Wait until no transfer that must not go on (transfer.h) is in flight, and
- * `done` was called for those that were.  About two seconds at worst.  Must
- * not be called from `done`. */
+ * `done` was called for those that were.  About two seconds at worst if their
+ * connections do not move, and as long as vnxi_ucx_xfer_cancel() says if they
+ * do.  Must not be called from `done`. */
 void vnxi_ucx_settle(vnxi_ucx_t *ucx);
 
 /* It must be stopped.  The objects created from it keep its memory until they

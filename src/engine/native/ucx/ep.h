@@ -43,6 +43,8 @@ typedef struct vnxi_ucx_ep {
     vnxi_ucp_ep_t handle;  /* its endpoint in UCX */
     vnxi_ucx_cell_t *cell; /* of the endpoint */
     size_t posted;         /* transfers' requests in flight on it */
+    bool moved;            /* some of them have ended since the last look... */
+    uint64_t moved_at;     /* ...at a slice, which notes the time */
     unsigned spare_at;     /* index in worker->spares, if it is there */
     bool evicted;          /* from worker->spares */
     bool wired;            /* OPEN, and the peer has answered */

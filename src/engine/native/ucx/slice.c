@@ -149,7 +149,7 @@ on_request(void *request, vnxi_ucs_status_t status, void *user_data)
     vnxi_ucx_slice_t *slice = user_data;
     slice->pending--;
     slice->ep->posted--;
-    slice->moved = true;
+    slice->moved = slice->ep->moved = true;
     if (__builtin_expect(status != VNXI_UCS_OK, 0)) {
         note_failure(slice, status);
     }

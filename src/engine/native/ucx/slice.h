@@ -20,12 +20,14 @@ typedef struct vnxi_ucx_slice {
     bool posting; /* there may be more to post */
     bool in_chunk, has_piece;
     bool flushing;
-    bool moved;
+    bool stopping; /* look() has seen the transfer's `stop` */
+    bool moved;    /* a request has ended since the last look() */
     vnxi_walk_t walk;
     vnxi_piece_t piece; /* the rest of it */
     size_t pending;     /* requests in flight */
     uint64_t opening;   /* the ep's, at the first piece; 0: none posted */
-    uint64_t moved_at, grace_end;
+    uint64_t moved_at;  /* time of that, of the start, or of the stop */
+    uint64_t grace_end;
     const vnxi_region_t *local, *remote; /* of the last piece */
     vnxi_ucx_mem_t *mem;                 /* of local; NULL: none */
     vnxi_ucx_key_t *key;                 /* of remote; NULL: none */

@@ -22,6 +22,7 @@
 #define WINDOW_PIECES_MAX 2048u
 
 #define STOP_PATIENCE_NS 1000000000u
+#define TURN_FACTOR 10u /* see end_of_patience() */
 #define GRACE_NS 300000000u
 #define REOPEN_LOOK_NS 1000000u
 
@@ -204,15 +205,53 @@ fail_stalled(vnxi_ucx_slice_t *slice)
     vnxi_ucx_xfer_fail(slice->xfer, &error, false);
 }
 
-/* The longest time without progress; 0: no limit. */
+/* The longest time without progress on the connection; 0: no limit. */
 static uint64_t
 patience(const vnxi_ucx_slice_t *slice)
 {
     uint64_t limit = slice->xfer->args.conn->ucx->stall_timeout_ns;
-    return atomic_load(&slice->xfer->stop) &&
-                   (limit == 0 || limit > STOP_PATIENCE_NS)
+    return slice->stopping && (limit == 0 || limit > STOP_PATIENCE_NS)
                ? STOP_PATIENCE_NS
                : limit;
+}
+
+/* Requests of other transfers that were posted before are served first.  So
+ * while any end at this ep, the slice may only be waiting for its turn, and a
+ * reset would end transfers that are well.  It waits longer then, but not
+ * without limit: an ep may have several lanes, and others may move while the
+ * slice's is stuck.  UINT64_MAX: no limit. */
+static uint64_t
+end_of_patience(const vnxi_ucx_slice_t *slice)
+{
+    uint64_t limit = patience(slice), ep_moved_at = slice->ep->moved_at;
+    uint64_t own = slice->moved_at;
+    uint64_t last = own > ep_moved_at ? own : ep_moved_at;
+
+    if (limit == 0) {
+        return UINT64_MAX;
+    }
+    return last - own < (TURN_FACTOR - 1) * limit ? last + limit
+                                                  : own + TURN_FACTOR * limit;
+}
+
+static void
+note_progress(vnxi_ucx_slice_t *slice, uint64_t now)
+{
+    bool stops = atomic_load(&slice->xfer->stop);
+
+    if (slice->ep->moved) {
+        slice->ep->moved = false;
+        slice->ep->moved_at = now;
+    }
+    /* A stop begins a new wait: the slice may have had no turn for long. */
+    if (slice->moved || slice->moved_at == 0 || (stops && !slice->stopping)) {
+        slice->moved = false;
+        slice->moved_at = now;
+    }
+    if (stops) {
+        slice->stopping = true;
+        slice->posting = false;
+    }
 }
 
 static uint64_t
@@ -220,13 +259,7 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
 {
     vnxi_ucx_slice_t *slice = (vnxi_ucx_slice_t *)duty;
 
-    if (slice->moved || slice->moved_at == 0) {
-        slice->moved = false;
-        slice->moved_at = now;
-    }
-    if (atomic_load(&slice->xfer->stop)) {
-        slice->posting = false;
-    }
+    note_progress(slice, now);
     if (slice->pending == 0) {
         if (slice->posting || vnxi_ucx_slice_needs_flush(slice)) {
             return now + REOPEN_LOOK_NS; /* the ep is being reopened */
@@ -241,16 +274,16 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
         slice->ep->state == VNXI_UCX_EP_OPEN) {
         return now; /* requests ended although UCX reported no progress */
     }
-    uint64_t limit = patience(slice);
-    if (limit != 0 && now - slice->moved_at >= limit) {
-        if (!atomic_load(&slice->xfer->stop)) {
-            fail_stalled(slice);
-        }
-        vnxi_ucx_ep_reset(slice->ep);
-        slice->moved_at = now;
-        return now + REOPEN_LOOK_NS;
+    uint64_t end = end_of_patience(slice);
+    if (now < end) {
+        return end;
     }
-    return limit != 0 ? slice->moved_at + limit : UINT64_MAX;
+    if (!atomic_load(&slice->xfer->stop)) {
+        fail_stalled(slice);
+    }
+    vnxi_ucx_ep_reset(slice->ep);
+    slice->moved_at = now;
+    return now + REOPEN_LOOK_NS;
 }
 
 /* -- Posting ---------------------------------------------------------------
@@ -265,7 +298,7 @@ start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 
     slice->posting = true;
     slice->in_chunk = slice->has_piece = false;
-    slice->flushing = false;
+    slice->flushing = slice->stopping = slice->moved = false;
     slice->pending = 0;
     slice->opening = 0;
     slice->moved_at = slice->grace_end = 0;

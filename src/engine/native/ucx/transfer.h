@@ -51,7 +51,9 @@ void vnxi_ucx_xfer_free(vnxi_ucx_xfer_t *xfer); /* must not be in flight */
 vnx_status_t vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error);
 
 /* Stop soon: no more pieces are posted.  `done` is called when those in flight
- * have ended; after a second in which none did, they are ended by force. */
+ * have ended.  They are ended by force, and with them all others of the
+ * connection, after a second in which none of the connection's ended, or after
+ * ten seconds in which none of the transfer's did. */
 void vnxi_ucx_xfer_cancel(vnxi_ucx_xfer_t *xfer);
 
 /* -- For lifetime.c --------------------------------------------------------

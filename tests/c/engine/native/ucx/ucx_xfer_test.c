@@ -836,6 +836,75 @@ test_ucx_xfer_cancel_of_a_stuck_transfer(void **state)
     finish();
 }
 
+/* Let the WRITE's pieces end one at a time, until more than the patience of a
+ * stopping transfer has passed.  False: as in move_slowly(). */
+static bool
+move_beside(beside_t *beside, uint64_t stopped)
+{
+    uint64_t last = stopped, now;
+    bool told = true;
+
+    assert_int_equal(ucx_flight_post(&beside->flight), VNX_IN_PROG);
+    AWAIT(calls->held(FAKE_PUT) == 10);
+    do {
+        AWAIT((now = vnxi_clock_ns()) - last >= 150000000);
+        told &= now - last < 500000000;
+        last = now;
+        calls->end(FAKE_PUT, 0, 0);
+    } while (now - stopped < 1250000000);
+    return told;
+}
+
+/* A transfer that has waited for long is cancelled, and then the connection
+ * moves for others: neither is a reason to end it, and them, by force. */
+static void
+test_ucx_xfer_cancel_of_a_waiting_transfer(void **state)
+{
+    beside_t beside;
+    bool told = false;
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 20);
+    beside_open(&beside, VNX_OP_WRITE);
+    hold(FAKE_PUT, true);
+    while (!told) {
+        int forced = fake->forced;
+        post_held(FAKE_GET, 20);
+        uint64_t posted = vnxi_clock_ns();
+        AWAIT(vnxi_clock_ns() - posted >= 1100000000);
+        uint64_t stopped = vnxi_clock_ns();
+        vnxi_ucx_xfer_cancel(flight.xfer);
+        told = move_beside(&beside, stopped);
+        end_all(FAKE_GET, 0);
+        end_all(FAKE_PUT, 0);
+        assert_int_not_equal(ucx_flight_await(&flight), VNX_OK);
+        vnx_status_t status = ucx_flight_await(&beside.flight);
+        told &= vnxi_clock_ns() - stopped < 1700000000;
+        assert_true(!told || (status == VNX_OK && fake->forced == forced &&
+                              flight.status == VNX_ERR_CANCELED));
+    }
+    hold(FAKE_PUT, false);
+    beside_close(&beside);
+    finish();
+}
+
+/* Others on the connection move, but the transfer never does. */
+static void
+test_ucx_xfer_stall_beside_others_that_move(void **state)
+{
+    beside_t beside;
+    (void)state;
+    begin(1, 0.05, VNX_OP_READ, 128, 20);
+    beside_open(&beside, VNX_OP_WRITE);
+    post_held(FAKE_GET, 20);
+    while (!flight_has_ended(&flight)) {
+        assert_int_equal(ucx_flight_post(&beside.flight), VNX_IN_PROG);
+        ucx_flight_await(&beside.flight);
+    }
+    assert_ends(VNX_ERR_TIMEOUT, "no progress for 0.05 s, with 20 ");
+    beside_close(&beside);
+    finish();
+}
+
 /* A flush that never completes is a stall, too. */
 static void
 test_ucx_xfer_stall_of_a_flush(void **state)
@@ -979,6 +1048,8 @@ main(void)
         with_fake(test_ucx_xfer_waits_for_the_reset),
         with_fake(test_ucx_xfer_reset_requires_an_answer),
         with_fake(test_ucx_xfer_cancel_of_a_stuck_transfer),
+        with_fake(test_ucx_xfer_cancel_of_a_waiting_transfer),
+        with_fake(test_ucx_xfer_stall_beside_others_that_move),
         with_fake(test_ucx_xfer_stall_of_a_flush),
     };
     return fake_run_group_tests_twice(tests);
