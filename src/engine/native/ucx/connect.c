@@ -11,6 +11,8 @@
 /* -- Warming up ------------------------------------------------------------
  */
 
+/* A worker that was not started before the connection was closed got no
+ * command to close its ep. */
 static void
 run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
@@ -20,7 +22,8 @@ run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 
     (void)worker;
     atomic_store(&ep->warm_queued, false);
-    if (vnxi_ucx_ep_open(ep, "vnx_agent_connect_peer", NULL) == VNX_OK) {
+    if (!atomic_load(&ep->conn->dead) &&
+        vnxi_ucx_ep_open(ep, "vnx_agent_connect_peer", NULL) == VNX_OK) {
         vnxi_ucx_ep_ask(ep);
     }
     vnxi_ucx_conn_release(ep->conn); /* the command's reference */

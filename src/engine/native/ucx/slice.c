@@ -322,13 +322,14 @@ begin_flush(vnxi_ucx_slice_t *slice)
 }
 
 /* Also if the transfer has failed, so that nothing is written after its end:
- * UCX ends the request of a write before the bytes have arrived. */
+ * UCX ends the request of a write before the bytes have arrived.  On a
+ * connection that has failed, nothing is under way any more. */
 bool
 vnxi_ucx_slice_needs_flush(const vnxi_ucx_slice_t *slice)
 {
     return slice->xfer->args.op == VNX_OP_WRITE && slice->opening != 0 &&
-           !slice->flushing &&
-           atomic_load(&slice->xfer->failing) != VNXI_UCX_FAILING_BY_UCX;
+           !slice->flushing && slice->ep->state == VNXI_UCX_EP_OPEN &&
+           !atomic_load(&slice->ep->conn->failed);
 }
 
 vnx_status_t

@@ -131,6 +131,22 @@ test_ucx_conn_life_warms_up_every_worker_once(void **state)
     assert_int_equal(fake->closed, 4);
 }
 
+/* A worker that starts later opens nothing, because nothing would close it. */
+static void
+test_ucx_conn_life_closed_before_it_warms_up(void **state)
+{
+    (void)state;
+    open_sides(2, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    vnxi_ucx_conn_close(conn);
+    vnxi_ucx_conn_warm_up(conn);
+    AWAIT(atomic_load(&fake->workers) == 3);
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(fake->creates, 1);
+}
+
 static void
 test_ucx_conn_life_refused_by_ucx_is_lost(void **state)
 {
@@ -661,6 +677,7 @@ main(void)
         with_fake(test_ucx_conn_life_reports_its_transports),
         with_fake(test_ucx_conn_life_reports_many_or_unknown_transports),
         with_fake(test_ucx_conn_life_warms_up_every_worker_once),
+        with_fake(test_ucx_conn_life_closed_before_it_warms_up),
         with_fake(test_ucx_conn_life_refused_by_ucx_is_lost),
         with_fake(test_ucx_conn_life_to_a_peer_that_ends_meanwhile_is_lost),
         with_fake(test_ucx_conn_life_with_garbage_for_an_address_is_lost),

@@ -350,6 +350,22 @@ test_ucx_xfer_refused_piece_fails_the_transfer(void **state)
     finish();
 }
 
+/* Those of a WRITE that were posted have arrived at its end. */
+static void
+test_ucx_xfer_write_with_a_refused_piece_flushes(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 40);
+    refuse(FAKE_PUT, 11, VNXI_UCS_ERR_INVALID_PARAM);
+    post_held(FAKE_FLUSH, 1);
+    assert_false(flight_has_ended(&flight));
+    hold(FAKE_FLUSH, false);
+    end_all(FAKE_FLUSH, 0);
+    assert_ends(VNX_ERR_INVALID_PARAM, "a piece was refused");
+    assert_int_equal(posts(FAKE_PUT), 11);
+    finish();
+}
+
 static void
 test_ucx_xfer_refused_key_fails_the_transfer(void **state)
 {
@@ -1027,6 +1043,7 @@ main(void)
         with_fake(test_ucx_xfer_write_whose_last_piece_failed),
         with_fake(test_ucx_xfer_write_whose_flush_failed),
         with_fake(test_ucx_xfer_refused_piece_fails_the_transfer),
+        with_fake(test_ucx_xfer_write_with_a_refused_piece_flushes),
         with_fake(test_ucx_xfer_refused_key_fails_the_transfer),
         with_fake(test_ucx_xfer_unmapped_memory_fails_the_transfer),
         with_fake(test_ucx_xfer_reports_why_the_connection_failed),
