@@ -341,12 +341,18 @@ vnxi_ucx_slice_reset_error(vnx_error_t *error)
 }
 
 /* Get the connection's ep ready for posting.  If it was reset since the first
- * piece, pieces posted before may not have arrived. */
+ * piece, pieces posted before may not have arrived.  A slice whose worker
+ * could not be created leaves its share to the others. */
 static bool
 has_ep(vnxi_ucx_slice_t *slice)
 {
     vnx_error_t error;
     vnxi_ucx_conn_t *conn = slice->xfer->args.conn;
+
+    if (slice->ep->worker->handle == NULL) {
+        slice->posting = false;
+        return false;
+    }
     vnx_status_t status =
         atomic_load(&conn->dead)
             ? vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, &error)

@@ -137,6 +137,13 @@ explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
                : error->status;
 }
 
+/* Slices of workers that could not be created take none. */
+static bool
+are_chunks_left(vnxi_ucx_xfer_t *xfer)
+{
+    return atomic_load(&xfer->next_chunk) < xfer->args.plan->chunk_count;
+}
+
 /* The last slice has ended.  First the transfer leaves the list, so that
  * vnxi_ucx_xfers_settle() has written its error completely if it has failed
  * it.  The transfer, and everything that it holds, may be gone when `done`
@@ -159,6 +166,8 @@ report(vnxi_ucx_xfer_t *xfer)
     } else if (atomic_load(&xfer->stop)) {
         status = vnxi_error_set(&error, VNX_ERR_CANCELED, VNXI_UCX_TRANSFER,
                                 "the transfer was cancelled");
+    } else if (are_chunks_left(xfer)) {
+        status = vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, &error);
     }
     vnxi_ucx_retain(ucx);
     xfer->args.done(xfer->args.context, status,
@@ -303,6 +312,7 @@ start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
     slice->opening = 0;
     slice->moved_at = slice->grace_end = 0;
     slice->local = slice->remote = NULL;
+    vnxi_ucx_worker_make_again(worker);
     vnxi_ucx_duty_add(worker, &slice->duty);
 }
 

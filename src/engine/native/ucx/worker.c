@@ -401,7 +401,9 @@ enter_gpu(vnxi_ucx_worker_t *worker)
     vnx_error_t error;
 
     vnxi_mutex_lock(&worker->lock);
-    bool has_gpu = has_new_gpu_lock_held(worker);
+    bool has_gpu =
+        has_new_gpu_lock_held(worker) ||
+        (worker->gpu_wanted.library != NULL && worker->gpu_status != VNX_OK);
     vnxi_mutex_unlock(&worker->lock);
     if (!has_gpu || change_gpu(worker, &error) == VNX_OK) {
         return true;
@@ -412,9 +414,11 @@ enter_gpu(vnxi_ucx_worker_t *worker)
     return false;
 }
 
+/* `cause` is empty afterwards, or says why it failed. */
 static void
-become_ready(vnxi_ucx_worker_t *worker)
+try_to_make(vnxi_ucx_worker_t *worker)
 {
+    worker->cause[0] = '\0';
     vnxi_ucs_status_t status = enter_gpu(worker) ? make(worker) : VNXI_UCS_OK;
     if (status != VNXI_UCS_OK) {
         snprintf(worker->cause, sizeof worker->cause,
@@ -422,6 +426,20 @@ become_ready(vnxi_ucx_worker_t *worker)
                  vnxi_ucx_calls(worker)->ucs_status_string(status),
                  vnxi_descriptors());
     }
+}
+
+void
+vnxi_ucx_worker_make_again(vnxi_ucx_worker_t *worker)
+{
+    if (worker->handle == NULL) {
+        try_to_make(worker);
+    }
+}
+
+static void
+become_ready(vnxi_ucx_worker_t *worker)
+{
+    try_to_make(worker);
     vnxi_mutex_lock(&worker->lock);
     worker->ready = true;
     vnxi_cond_broadcast(&worker->changed);

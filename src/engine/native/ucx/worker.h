@@ -64,7 +64,8 @@ struct vnxi_ucx_worker {
     unsigned index;
 
     /* Used only by the thread. */
-    vnxi_ucp_worker_t handle; /* NULL: could not be created, see `cause` */
+    vnxi_ucp_worker_t handle; /* NULL: could not be created, see `cause`, and
+                                 vnxi_ucx_worker_make_again() */
     int ucx_fd;
     vnxi_ucx_duty_t duties;  /* head of a ring */
     vnxi_ucx_duty_t *cursor; /* next in the current round; survives removals */
@@ -168,6 +169,10 @@ void vnxi_ucx_worker_await_parked(vnxi_ucx_worker_t *worker,
 
 /* -- For code on the worker's thread ---------------------------------------
  */
+
+/* Try again to create the worker, unless it was created: what was lacking,
+ * such as descriptors, may be there now. */
+void vnxi_ucx_worker_make_again(vnxi_ucx_worker_t *worker);
 
 void vnxi_ucx_duty_add(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty);
 void vnxi_ucx_duty_remove(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty);
