@@ -192,10 +192,11 @@ check_pytest_ucx() {
         c_build ranks
         python="$WORK/venv-ranks/bin/python"
     fi
-    run_pytest "$python" --engine ucx -k "ucx and not inproc" \
+    run_pytest "$python" --engine ucx \
+        -k "ucx and not inproc or closed_descriptors" \
         tests/python/test_transfer.py tests/python/test_notifications.py \
         tests/python/test_restart.py tests/python/test_cancel.py \
-        tests/stress/test_ucx_exit.py
+        tests/python/test_closed_descriptors.py tests/stress/test_ucx_exit.py
 }
 
 # Agents with memory of a GPU, which the fake libcuda plays, in one process: what

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/fork_fds.h"
 #include "base/mutex.h"
 #include "engine/native/ucx/ep.h"
 
@@ -122,6 +123,12 @@ vnxi_ucx_conn_error(vnxi_ucx_conn_t *conn, const char *operation,
     vnxi_mutex_lock(&conn->lock);
     memcpy(cause, conn->cause, sizeof cause);
     vnxi_mutex_unlock(&conn->lock);
+    if (cause[0] == '\0') {
+        snprintf(cause, sizeof cause, "%s",
+                 vnxi_fds_lost(conn->ucx->workers[0].fds)
+                     ? "the program has closed the agent's descriptors"
+                     : "the agent was closed");
+    }
     return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s",
-                          cause[0] != '\0' ? cause : "the agent was closed");
+                          cause);
 }

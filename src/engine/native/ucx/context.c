@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/fork_fds.h"
 #include "base/log.h"
 
 #define OPERATION "vnx_agent_create_backend"
@@ -397,10 +398,13 @@ vnxi_ucx_release(vnxi_ucx_t *ucx)
     if (vnxi_ucx_is_parked(ucx)) {
         return; /* its threads are still inside */
     }
+    /* It would close numbers that may be other files' now. */
+    if (!vnxi_fds_lost(ucx->workers[0].fds)) {
+        ucx->library->ucp.ucp_cleanup(ucx->context);
+    }
     for (unsigned i = 0; i < ucx->worker_count; i++) {
         vnxi_ucx_worker_fini(&ucx->workers[i]);
     }
-    ucx->library->ucp.ucp_cleanup(ucx->context);
     vnxi_mutex_destroy(&ucx->gpu.lock);
     vnxi_ucx_gone_fini(&ucx->gone);
     vnxi_cond_destroy(&ucx->xfer_ended);

@@ -62,10 +62,18 @@ vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, struct vnxi_ucx *ucx,
 void
 vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker)
 {
-    vnxi_fork_fd_close(worker->wake_fd);
     vnxi_cond_destroy(&worker->changed);
     vnxi_mutex_destroy(&worker->lock);
     vnxi_mutex_destroy(&worker->progress_lock);
+}
+
+/* If the program has closed the descriptors, other files may have their
+ * numbers: nothing is written, and nobody but the thread calls UCX. */
+static bool
+is_lost_lock_held(vnxi_ucx_worker_t *worker)
+{
+    worker->lost = worker->lost || vnxi_fds_lost(worker->fds);
+    return worker->lost;
 }
 
 /* -- Duties ----------------------------------------------------------------
@@ -345,7 +353,8 @@ vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
         return false;
     }
     vnxi_mutex_lock(&worker->lock);
-    bool may = worker->sleeping && !worker->nudged && !worker->stopping;
+    bool may = worker->sleeping && !worker->nudged && !worker->stopping &&
+               !is_lost_lock_held(worker);
     vnxi_cuda_context_t gpu = worker->gpu_wanted;
     vnxi_mutex_unlock(&worker->lock);
     may =
@@ -527,7 +536,7 @@ wake_lock_held(vnxi_ucx_worker_t *worker)
     uint64_t one = 1;
 
     worker->nudged = true; /* if it is about to sleep, it checks again */
-    if (worker->sleeping && !worker->lost &&
+    if (worker->sleeping && !is_lost_lock_held(worker) &&
         write(worker->wake_fd, &one, sizeof one) != sizeof one) {
         worker->sleeping = true; /* the eventfd is readable already */
     }
@@ -554,7 +563,8 @@ bool
 vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command)
 {
     vnxi_mutex_lock(&worker->lock);
-    bool is_open = !worker->stopping && start_lock_held(worker) == 0;
+    bool is_open = !worker->stopping && !is_lost_lock_held(worker) &&
+                   start_lock_held(worker) == 0;
     if (is_open) {
         append_lock_held(worker, command);
     }
@@ -567,7 +577,8 @@ vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
                                 vnxi_ucx_command_t *command)
 {
     vnxi_mutex_lock(&worker->lock);
-    bool is_open = !worker->stopping && worker->started;
+    bool is_open =
+        !worker->stopping && !is_lost_lock_held(worker) && worker->started;
     if (is_open) {
         append_lock_held(worker, command);
     }
@@ -588,17 +599,33 @@ vnxi_ucx_worker_push_to_the_end(vnxi_ucx_worker_t *worker,
     return is_open;
 }
 
+/* The descriptor is closed here, because objects of the program may keep the
+ * worker for long. */
+static void
+note_end(vnxi_ucx_worker_t *worker)
+{
+    vnxi_mutex_lock(&worker->lock);
+    worker->started = false;
+    if (!is_lost_lock_held(worker)) {
+        vnxi_fork_fd_close(worker->wake_fd);
+    }
+    worker->wake_fd = -1;
+    vnxi_mutex_unlock(&worker->lock);
+}
+
 void
 vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker)
 {
     vnxi_mutex_lock(&worker->lock);
-    bool joins = worker->started && !worker->park;
+    bool is_parked = worker->park, joins = worker->started && !is_parked;
     worker->stopping = true;
     wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
     if (joins) {
         pthread_join(worker->thread, NULL);
-        worker->started = false;
+    }
+    if (!is_parked) {
+        note_end(worker);
     }
 }
 
@@ -608,7 +635,6 @@ vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker)
     vnxi_mutex_lock(&worker->lock);
     worker->park = true;
     worker->stopping = true; /* later commands are refused */
-    worker->lost = vnxi_fds_lost(worker->fds);
     wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
 }

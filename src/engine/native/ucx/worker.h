@@ -121,7 +121,8 @@ vnx_status_t vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker,
                                    vnx_error_t *error);
 
 /* Queue a command; starts the thread if necessary.  False: the worker has
- * ended or its thread could not be started, and the command will not run. */
+ * ended, its thread could not be started, or the program has closed the
+ * descriptors; the command will not run. */
 bool vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker,
                           vnxi_ucx_command_t *command);
 
@@ -130,7 +131,8 @@ bool vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
                                      vnxi_ucx_command_t *command);
 
 /* The same, but also while the worker is being stopped, as long as its thread
- * may use the object that the command frees. */
+ * may use the object that the command frees.  If the program has closed the
+ * descriptors, the command may never run. */
 bool vnxi_ucx_worker_push_to_the_end(vnxi_ucx_worker_t *worker,
                                      vnxi_ucx_command_t *command);
 
@@ -149,7 +151,8 @@ void vnxi_ucx_worker_forget_gpu(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker);
 
 /* Act as the worker's thread, which sleeps and has nothing to do.  False: it
- * is awake, not started, or about to end.  Never waits.  Give it back at once;
+ * is awake, not started, or about to end, or the program has closed the
+ * descriptors.  Never waits.  Give it back at once;
  * `wake`: the thread has work to do now. */
 bool vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake);

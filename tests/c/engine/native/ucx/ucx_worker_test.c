@@ -1,9 +1,14 @@
 /* Contexts, workers and their threads over a scripted libucp. */
+#include "child_check.h"
+#include "open_fds.h"
 #include "ucx_fake.h"
 
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "base/at_end.h"
+#include "base/fork_fds.h"
 #include "engine/native/ucx/context_private.h"
 
 static vnx_status_t
@@ -405,6 +410,117 @@ test_ucx_worker_may_refuse_its_first_command(void **state)
     assert_int_equal(WEXITSTATUS(status), 42);
 }
 
+/* -- Descriptors that the program closes -----------------------------------
+ */
+
+static void
+take_all_numbers(int *files, int count)
+{
+    for (int fd = 3; fd < 256; fd++) {
+        close(fd);
+    }
+    for (int i = 0; i < count; i++) {
+        files[i] = memfd_create("the program's", 0);
+        CHECK(files[i] >= 0);
+    }
+}
+
+static void
+check_untouched(const int *files, int count)
+{
+    struct stat stat;
+    for (int i = 0; i < count; i++) {
+        CHECK(fstat(files[i], &stat) == 0);
+        CHECK(stat.st_size == 0);
+    }
+}
+
+/* A stopped agent's UCX, which a connection keeps, has no descriptor of the
+ * worker, and closes none when it is released. */
+static void
+release_late(void)
+{
+    vnxi_ucx_conn_t *conn = NULL;
+    int files[64];
+    const char *why;
+
+    vnxi_fds_epoch();
+    CHECK(vnxi_ucx_library(&why) != NULL);
+    size_t before = open_fds();
+    ucx_side_open(&here, "here", 2, 20.0);
+    CHECK(vnxi_ucx_conn_create(here.ucx, "x", 1, 1, &conn, NULL) == VNX_OK);
+    vnxi_ucx_stop(here.ucx);
+    vnxi_ucx_release(here.ucx);
+    CHECK(open_fds() == before);
+    take_all_numbers(files, 64);
+    end_conn(conn);
+    check_untouched(files, 64);
+    CHECK(fake->contexts == 1);
+}
+
+static void
+await_sleep(ucx_side_t *side)
+{
+    AWAIT(vnxi_ucx_worker_borrow(&side->ucx->workers[0]));
+    vnxi_ucx_worker_give_back(&side->ucx->workers[0], false);
+}
+
+/* A sleeping worker is not woken, and nobody else calls UCX. */
+static void
+use_late(void)
+{
+    vnx_error_t error;
+    int files[64];
+
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    send_to(conn, "x", 1); /* its descriptor is not readable afterwards */
+    ucx_side_await_messages(&there, 1);
+    await_sleep(&there);
+    await_sleep(&here);
+    take_all_numbers(files, 64);
+    CHECK(vnxi_ucx_conn_send_notif(conn, "x", 1, &error) ==
+          VNX_ERR_REMOTE_DISCONNECT);
+    CHECK(strcmp(error.cause, "the program has closed the agent's "
+                              "descriptors") == 0);
+    vnxi_ucx_conn_warm_up(conn);
+    vnxi_ucx_worker_wake(&here.ucx->workers[0]);
+    end_conn(conn);
+    check_untouched(files, 64);
+    vnxi_ucx_stop(here.ucx);
+    check_untouched(files, 64);
+}
+
+static void
+in_child(void (*check)(void))
+{
+    int status;
+    pid_t child = fork();
+
+    assert_true(child >= 0);
+    if (child == 0) {
+        check();
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
+static void
+test_ucx_worker_is_released_without_its_descriptors(void **state)
+{
+    (void)state;
+    in_child(release_late);
+}
+
+static void
+test_ucx_worker_is_not_used_without_its_descriptors(void **state)
+{
+    (void)state;
+    in_child(use_late);
+}
+
 int
 main(void)
 {
@@ -412,6 +528,8 @@ main(void)
         /* First: a child of a process that has used UCX may not use it. */
         with_fake(test_ucx_worker_stops_at_exit),
         with_fake(test_ucx_worker_may_refuse_its_first_command),
+        with_fake(test_ucx_worker_is_released_without_its_descriptors),
+        with_fake(test_ucx_worker_is_not_used_without_its_descriptors),
         with_fake(test_ucx_worker_settings_match_nixl),
         with_fake(test_ucx_worker_environment_overrides_settings),
         with_fake(test_ucx_worker_devices),
