@@ -196,7 +196,8 @@ check_pytest_ucx() {
         -k "ucx and not inproc or closed_descriptors" \
         tests/python/test_transfer.py tests/python/test_notifications.py \
         tests/python/test_restart.py tests/python/test_cancel.py \
-        tests/python/test_closed_descriptors.py tests/stress/test_ucx_exit.py
+        tests/python/test_closed_descriptors.py \
+        tests/python/test_living_child.py tests/stress/test_ucx_exit.py
 }
 
 # Agents with memory of a GPU, which the fake libcuda plays, in one process: what

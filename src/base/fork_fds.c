@@ -72,18 +72,23 @@ vnxi_fork_fd_own(int fd)
     return fd;
 }
 
+/* The bit is cleared before closing.  Otherwise a child forked in between
+ * could close another file that has since got this number. */
+void
+vnxi_fork_fd_disown(int fd)
+{
+    if (fd >= 0 && fd < FDS_MAX) {
+        atomic_fetch_and(&owned[fd / 64], ~((uint64_t)1 << (fd % 64)));
+    }
+}
+
 void
 vnxi_fork_fd_close(int fd)
 {
-    if (fd < 0) {
-        return;
+    if (fd >= 0) {
+        vnxi_fork_fd_disown(fd);
+        close(fd);
     }
-    /* Clear the bit before closing.  Otherwise a child forked in between could
-     * close another file that has since got this number. */
-    if (fd < FDS_MAX) {
-        atomic_fetch_and(&owned[fd / 64], ~((uint64_t)1 << (fd % 64)));
-    }
-    close(fd);
 }
 
 void

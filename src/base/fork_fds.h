@@ -16,6 +16,9 @@
 /* Own `fd` and return it; -1 is returned unchanged. */
 int vnxi_fork_fd_own(int fd);
 
+/* The caller is about to close this descriptor, owned or not. */
+void vnxi_fork_fd_disown(int fd);
+
 /* Close a descriptor owned by vnxi_fork_fd_own(); -1 is allowed. */
 void vnxi_fork_fd_close(int fd);
 

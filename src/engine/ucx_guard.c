@@ -96,6 +96,29 @@ guarded_sendmsg(int fd, const struct msghdr *message, int flags)
     return pass_off(fd, sendmsg(fd, message, flags), len);
 }
 
+/* -- Sockets ---------------------------------------------------------------
+ */
+
+static atomic_uint guard_epoch; /* of descriptors; of the last copy */
+
+static int
+guarded_socket(int domain, int type, int protocol)
+{
+    return vnxi_fork_fd_own(socket(domain, type | SOCK_CLOEXEC, protocol));
+}
+
+/* What UCX closes need not be a socket.  If the program has closed all
+ * descriptors, the number may be another file's. */
+static int
+guarded_close(int fd)
+{
+    if (vnxi_fds_lost(atomic_load(&guard_epoch))) {
+        return 0;
+    }
+    vnxi_fork_fd_disown(fd);
+    return close(fd);
+}
+
 /* -- Accepting -------------------------------------------------------------
  */
 
@@ -135,10 +158,10 @@ turn_away_lock_held(int listener)
 static int
 guarded_accept(int fd, struct sockaddr *address, socklen_t *len_p)
 {
-    int client = accept(fd, address, len_p);
+    int client = accept4(fd, address, len_p, SOCK_CLOEXEC);
 
     if (client >= 0 || (errno != EMFILE && errno != ENFILE)) {
-        return client;
+        return vnxi_fork_fd_own(client);
     }
     int cause = errno;
     vnxi_mutex_lock(&reserve_lock);
@@ -152,12 +175,6 @@ guarded_accept(int fd, struct sockaddr *address, socklen_t *len_p)
     vnxi_mutex_unlock(&reserve_lock);
     errno = EAGAIN;
     return -1;
-}
-
-static void
-forget_in_child(void)
-{
-    vnxi_mutex_init(&reserve_lock, VNXI_RANK_UCX_GUARD_RESERVE);
 }
 
 /* -- Memory ----------------------------------------------------------------
@@ -331,10 +348,20 @@ static const struct {
     {"sendmsg", (uintptr_t)guarded_sendmsg},
     {"malloc", (uintptr_t)guarded_malloc},
     {"accept", (uintptr_t)guarded_accept},
+    {"socket", (uintptr_t)guarded_socket},
+    {"close", (uintptr_t)guarded_close},
 };
 
 /* While one thread has a page writable, another must not make it read-only. */
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_GUARD);
+
+/* A thread of the parent may have held them. */
+static void
+renew_locks_in_child(void)
+{
+    vnxi_mutex_init(&lock, VNXI_RANK_UCX_GUARD);
+    vnxi_mutex_init(&reserve_lock, VNXI_RANK_UCX_GUARD_RESERVE);
+}
 
 static bool
 guard_lock_held(const void *within)
@@ -351,7 +378,7 @@ guard_lock_held(const void *within)
         return false;
     }
     stay((const void *)(uintptr_t)guarded_send);
-    vnxi_fork_on_child(forget_in_child);
+    atomic_store(&guard_epoch, vnxi_fds_epoch());
     vnxi_mutex_lock(&reserve_lock);
     open_reserve_lock_held();
     vnxi_mutex_unlock(&reserve_lock);
@@ -509,6 +536,7 @@ vnxi_ucx_guard(void *handle, const vnxi_ucx_loaded_t *before)
     if (handle == NULL || !find_copy(handle, &copy)) {
         return NULL;
     }
+    vnxi_fork_on_child(renew_locks_in_child);
     vnxi_mutex_lock(&lock);
     const char *why = guard_copy_lock_held(&copy, before);
     vnxi_mutex_unlock(&lock);

@@ -1,6 +1,6 @@
 /*
  * Workarounds for UCX bugs that abort the process or stop its listening socket
- * when a peer dies.
+ * when a peer dies, or hide the end of an agent from its peers.
  *
  * Sends.  While a peer reads or writes our memory over TCP, UCX sends it
  * replies from within ucp_worker_progress().  If the peer has died and such a
@@ -14,6 +14,13 @@
  * Accepting.  If UCX has no descriptor for an incoming connection, it closes
  * its listening socket, and the agent can no longer be reached.  The guard
  * closes the incoming connection instead and tells UCX that none arrived.
+ *
+ * Sockets.  UCX's sockets are inherited by all processes that this process
+ * starts, and stay connected as long as one of these lives: peers do not
+ * notice that the agent was closed, or that its process has ended.  The guard
+ * makes them close-on-exec, and closes them in forked children.  (UCX 1.19 to
+ * 1.23 open and close all their TCP sockets in libucs.)  Where a copy is not
+ * guarded, peers may wait for the end of a child.
  *
  * Memory.  When UCX drops a reply that it will not send, it releases fields
  * that it has never set, and crashes if the memory had been used before.  So

@@ -6,14 +6,22 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
+#include <vnx/log.h>
 
+#include "base/fork_fds.h"
+#include "child_check.h"
 #include "engine/ucx_guard.h"
 #include "fake_ucp.h"
 
@@ -290,6 +298,163 @@ test_ucx_guard_refuses_connections_without_descriptors(void **state)
     close(listener);
 }
 
+/* -- Children --------------------------------------------------------------
+ */
+
+/* Return whether the descriptor is open in a forked child. */
+static bool
+is_open_in_child(int fd)
+{
+    int status;
+    pid_t child = fork();
+
+    assert_true(child >= 0);
+    if (child == 0) {
+        _exit(fcntl(fd, F_GETFD) >= 0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status) == 1;
+}
+
+static void
+assert_is_kept_from_children(int fd)
+{
+    assert_true(fd >= 0);
+    assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    assert_false(is_open_in_child(fd));
+    assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+}
+
+/* Children would keep connections alive.  After a close, the number may be
+ * that of a file that children are to have. */
+static void
+test_ucx_guard_keeps_sockets_from_children(void **state)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t len = sizeof address;
+    (void)state;
+    int listener = calls->socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    assert_is_kept_from_children(listener);
+    assert_true((fcntl(listener, F_GETFL) & O_NONBLOCK) != 0);
+    assert_int_equal(
+        bind(listener, (struct sockaddr *)&address, sizeof address.sun_family),
+        0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len),
+                     0);
+    assert_int_equal(listen(listener, 8), 0);
+    int client = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(connect(client, (struct sockaddr *)&address, len), 0);
+    int accepted = calls->accept(listener, NULL, NULL);
+    assert_is_kept_from_children(accepted);
+
+    assert_int_equal(calls->close(accepted), 0);
+    assert_int_equal(dup2(client, accepted), accepted);
+    assert_true(is_open_in_child(accepted));
+    assert_int_equal(calls->close(accepted), 0);
+    assert_int_equal(calls->close(accepted), -1);
+    assert_int_equal(errno, EBADF);
+    assert_int_equal(calls->close(listener), 0);
+    close(client);
+}
+
+/* A program that closes all descriptors may have files in their place. */
+static void
+test_ucx_guard_closes_nothing_of_the_program(void **state)
+{
+    int status;
+    (void)state;
+    pid_t child = fork();
+
+    assert_true(child >= 0);
+    if (child == 0) {
+        int fd = calls->socket(AF_UNIX, SOCK_STREAM, 0);
+        CHECK(fd >= 0 && !vnxi_fds_lost(vnxi_fds_epoch()));
+        for (int other = 3; other < 256; other++) {
+            close(other);
+        }
+        CHECK(dup2(0, fd) == fd);
+        CHECK(calls->close(fd) == 0);
+        CHECK(fcntl(fd, F_GETFD) >= 0);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
+static sem_t is_deciding, may_go_on;
+
+static void
+pause_decision(void *context, const vnx_log_line_t *line)
+{
+    (void)context;
+    if (strstr(line->text, "VLLM_NIXL_UCX_GUARD") != NULL) {
+        sem_post(&is_deciding);
+        sem_wait(&may_go_on);
+    }
+}
+
+static void *
+decide(void *copy)
+{
+    vnxi_ucx_loaded_t now;
+
+    vnxi_ucx_loaded_find(&now);
+    const char *why = vnxi_ucx_guard(copy, &now);
+    vnxi_ucx_loaded_free(&now);
+    return (void *)(uintptr_t)why;
+}
+
+/* The same library once more. */
+static void *
+load_copy(void)
+{
+    char path[] = "/tmp/vnx-guard-XXXXXX";
+    int from = open(FAKE_UCP, O_RDONLY | O_CLOEXEC), to = mkstemp(path);
+    struct stat stat;
+
+    assert_true(from >= 0 && to >= 0);
+    assert_int_equal(fstat(from, &stat), 0);
+    while (sendfile(to, from, NULL, (size_t)stat.st_size) > 0) {
+    }
+    close(from);
+    close(to);
+    void *copy = dlopen(path, RTLD_NOW);
+    unlink(path);
+    assert_non_null(copy);
+    return copy;
+}
+
+/* A child that is forked while another thread decides about a copy. */
+static void
+test_ucx_guard_decides_in_a_child(void **state)
+{
+    vnxi_ucx_loaded_t now = {0};
+    pthread_t thread;
+    void *why;
+    int status;
+    (void)state;
+    sem_init(&is_deciding, 0, 0);
+    sem_init(&may_go_on, 0, 0);
+    setenv("VLLM_NIXL_UCX_GUARD", "perhaps", 1);
+    vnx_log_set(pause_decision, NULL);
+    assert_int_equal(pthread_create(&thread, NULL, decide, load_copy()), 0);
+    sem_wait(&is_deciding);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        alarm(20);
+        _exit(vnxi_ucx_guard(library, &now) == guard ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    sem_post(&may_go_on);
+    pthread_join(thread, &why);
+    vnx_log_set(NULL, NULL);
+    unsetenv("VLLM_NIXL_UCX_GUARD");
+    assert_int_equal(status, 0);
+    assert_non_null(strstr(why, "VLLM_NIXL_UCX_GUARD=perhaps is ignored"));
+}
+
 int
 main(void)
 {
@@ -303,6 +468,9 @@ main(void)
         cmocka_unit_test(
             test_ucx_guard_refuses_connections_without_descriptors),
         cmocka_unit_test(test_ucx_guard_fills_memory),
+        cmocka_unit_test(test_ucx_guard_keeps_sockets_from_children),
+        cmocka_unit_test(test_ucx_guard_closes_nothing_of_the_program),
+        cmocka_unit_test(test_ucx_guard_decides_in_a_child),
         cmocka_unit_test(test_ucx_guard_does_not_affect_other_libraries),
         cmocka_unit_test(test_ucx_guard_reports_its_decision),
     };

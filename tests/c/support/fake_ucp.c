@@ -586,6 +586,18 @@ accept_one(int fd, struct sockaddr *address, socklen_t *len_p)
     return accept(fd, address, len_p);
 }
 
+static int
+open_socket(int domain, int type, int protocol)
+{
+    return socket(domain, type, protocol);
+}
+
+static int
+close_one(int fd)
+{
+    return close(fd);
+}
+
 EXPORT const fake_ucp_calls_t fake_ucp_calls = {
     .held = count_held,
     .held_len = held_len,
@@ -597,6 +609,8 @@ EXPORT const fake_ucp_calls_t fake_ucp_calls = {
     .send = send_bytes,
     .sendmsg = send_message,
     .accept = accept_one,
+    .socket = open_socket,
+    .close = close_one,
 };
 
 /* -- The library -----------------------------------------------------------

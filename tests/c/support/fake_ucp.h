@@ -90,6 +90,8 @@ typedef struct fake_ucp_calls {
     ssize_t (*send)(int fd, const void *data, size_t len, int flags);
     ssize_t (*sendmsg)(int fd, const struct msghdr *message, int flags);
     int (*accept)(int fd, struct sockaddr *address, socklen_t *len_p);
+    int (*socket)(int domain, int type, int protocol);
+    int (*close)(int fd);
 } fake_ucp_calls_t;
 
 #endif
