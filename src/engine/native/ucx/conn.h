@@ -46,7 +46,7 @@ void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
 
 /* Close the connection.  From now on nothing is posted.  Queued messages are
- * sent, for up to two seconds, and then the endpoints are closed.  Over TCP
+ * sent, for up to 1.5 s, and then the endpoints are closed.  Over TCP
  * to a vllm_nixl agent, they are kept for the next connection to the same
  * address (ep.c).  No `lost` afterwards.  Idempotent. */
 void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);

@@ -35,7 +35,7 @@
 #include "base/error.h"
 #include "base/log.h"
 
-#define FLUSH_DEADLINE_NS 2000000000u
+#define FLUSH_DEADLINE_NS 1500000000u
 #define LINGER_NS 100000000u
 #define CLOSE_DEADLINE_NS 1000000000u
 #define CLOSE_LOOK_NS 1000000u
@@ -492,7 +492,7 @@ on_flushed(void *request, vnxi_ucs_status_t status, void *user_data)
     end_flush(ep, request);
 }
 
-/* Queued messages are sent first, for at most two seconds. */
+/* Queued messages are sent first, for at most 1.5 s. */
 static void
 begin_flush(vnxi_ucx_ep_t *ep)
 {

@@ -613,7 +613,7 @@ test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint(void **state)
     vnxi_ucx_conn_t *other = connect_ours(&there, 2);
     AWAIT(atomic_load(&fake->creates) == 2);
     hold(FAKE_FLUSH, false);
-    AWAIT(atomic_load(&fake->forced) == 1); /* two seconds later */
+    AWAIT(atomic_load(&fake->forced) == 1); /* 1.5 s later */
     assert_true(ucx_flight_await(&flight) < 0);
     hold(FAKE_GET, false);
     end_all(FAKE_FLUSH, VNXI_UCS_OK);

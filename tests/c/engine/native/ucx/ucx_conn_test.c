@@ -181,7 +181,7 @@ all_come(unsigned number, uint64_t ns)
     return came == MESSAGES;
 }
 
-/* An endpoint that is closed waits for its connection for two seconds, and
+/* An endpoint that is closed waits for its connection for 1.5 s, and
  * 100 ms for the peer to read.  A busy machine may need longer, and then the
  * messages are lost; so of many tries, some have to succeed. */
 static void
