@@ -33,9 +33,9 @@
 #include "base/mutex.h"
 #include "base/thread.h"
 
-#define PATIENCE 8u             /* fruitless wake-ups without backoff */
-#define BACKOFF_NS 50000u       /* doubled with each one after that */
-#define BACKOFF_MAX_NS 1000000u /* limit of the doubling */
+#define PATIENCE 8u                  /* fruitless wake-ups without backoff */
+#define BACKOFF_NS 50000u            /* doubled with each one after that */
+#define BACKOFF_MAX_NS 1000000u      /* limit of the doubling */
 #define STOP_DEADLINE_NS 3000000000u /* flushes, then closes by force */
 #define PARK_LOOK_NS 10000000
 
