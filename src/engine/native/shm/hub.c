@@ -479,7 +479,15 @@ vnxi_hub_settle(vnxi_hub_t *hub, bool closes)
     vnxi_writer_t frames = {0};
     int late = 0;
 
-    if (vnxi_fork_crossed(hub->forks) || vnxi_hub_accepted(hub) == 0) {
+    if (vnxi_fork_crossed(hub->forks)) {
+        return true;
+    }
+    if (closes) { /* before the links that use regions are looked for */
+        vnxi_mutex_lock(&hub->lists);
+        hub->closes = true;
+        vnxi_mutex_unlock(&hub->lists);
+    }
+    if (vnxi_hub_accepted(hub) == 0) {
         return true;
     }
     vnxi_mutex_lock(&hub->settle_lock);

@@ -246,10 +246,13 @@ on_confirm(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     if (!vnxi_link_frame_read_confirm(frame, &said.token, &count)) {
         return LINK_MALFORMED;
     }
-    if (count > 0) { /* an opener without permission asks about none */
-        vnxi_mutex_lock(&hub->lists); /* before its regions are looked up */
-        link->uses_regions = true;
-        vnxi_mutex_unlock(&hub->lists);
+    vnxi_mutex_lock(&hub->lists); /* before its regions are looked up */
+    /* An opener without permission asks about no regions. */
+    link->uses_regions = link->uses_regions || count > 0;
+    bool closes = hub->closes;
+    vnxi_mutex_unlock(&hub->lists);
+    if (closes) {
+        return LINK_CONTINUES; /* the opener has to wait for BYE */
     }
     do {
         done += (uint32_t)check_rows(hub, frame, done, count, &said);

@@ -135,6 +135,8 @@ struct vnxi_hub {
     vnxi_mutex_t lists;
     /* protected by lists */
     bool closed; /* no more links are added */
+    bool closes; /* the agent is about to end: regions are not confirmed any
+                    more */
     vnxi_link_t *links;
     uint64_t pass;       /* counts the passes over all links */
     vnxi_cond_t settles; /* a link has answered a SETTLE, or left the list */
