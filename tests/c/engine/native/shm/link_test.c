@@ -426,6 +426,11 @@ test_link_owner_waits_until_openers_have_settled(void **state)
         VNX_OK);
     assert_int_equal(node_look(&pair.node).closings, 1);
 
+    /* From then on the owner confirms no region. */
+    assert_int_equal(vnxi_link_ask(pair.link, 2, &row, 1, NULL), VNX_OK);
+    assert_int_equal(peer_settle(&pair), VNX_OK); /* so it has read that */
+    assert_int_equal(node_look(&pair.node).answers, 1);
+
     /* An answer that nobody has asked for ends the link. */
     assert_int_equal(vnxi_link_send_settled(pair.link, 1000, NULL), VNX_OK);
     assert_true(node_wait(&pair.node, &pair.node.account.ended, 1));
