@@ -130,6 +130,15 @@ ENDS = {
         "check(files)\n"
         "print('closed', flush=True)\n"
     ),
+    "close before": (
+        "here.agent.close()\n"
+        "files = close_all()\n"
+        "here.agent = None\n"  # the object was the last user
+        "import gc\n"
+        "gc.collect()\n"
+        "check(files)\n"
+        "print('closed', flush=True)\n"
+    ),
     "take": (
         "files = close_all()\n"
         "here.agent.get_new_notifs()\n"

@@ -303,7 +303,7 @@ open_descriptors(vnxi_hub_t *hub)
 static void
 close_descriptors(vnxi_hub_t *hub)
 {
-    if (hub->lost) {
+    if (is_lost(hub)) { /* perhaps long after the hub has stopped */
         return;
     }
     vnxi_fork_fd_close(hub->listener);
