@@ -54,7 +54,7 @@ stop_checks() {
     for entry in ${CHECKS[@]+"${CHECKS[@]}"}; do
         id=${entry#*|}
         if [ ! -f "$id.end" ] && group=$(group_of "$id"); then
-            # Of a check that has just begun, there is no group yet.
+            # A check that has just started does not have a group yet.
             kill -- "-$group" 2>/dev/null || kill "$group" 2>/dev/null || true
             groups+=("$group")
         fi

@@ -148,14 +148,11 @@ vnxi_slot_wait_to_take(vnxi_slot_t *slot, uint64_t idle)
 
     clock_gettime(CLOCK_MONOTONIC, &begun);
     for (unsigned tries = 1;; tries++) {
-        uint_fast64_t word =
-            atomic_load_explicit(&slot->word, memory_order_relaxed);
-        if ((word & ~VNXI_MARK) == idle &&
-            atomic_compare_exchange_strong_explicit(
-                &slot->word, &word, word | VNXI_TAKEN, memory_order_acquire,
-                memory_order_relaxed)) {
+        if (vnxi_slot_try_take(slot, idle)) {
             return slot;
         }
+        uint64_t word =
+            atomic_load_explicit(&slot->word, memory_order_relaxed);
         if ((word ^ idle) >> VNXI_KIND_SHIFT != 0 ||
             (tries % 64 == 0 && is_late(&begun))) {
             return NULL;

@@ -134,6 +134,20 @@ void *vnxi_handle_end(const void *handle, vnxi_kind_t kind);
 
 /* -- Requests ------------------------------------------------------------- */
 
+/* Take a slot that nobody has taken, marked or not.  False: try again, unless
+ * the slot says something else than `idle` (vnxi_idle_word()). */
+static inline bool
+vnxi_slot_try_take(vnxi_slot_t *slot, uint64_t idle)
+{
+    uint_fast64_t word =
+        atomic_load_explicit(&slot->word, memory_order_relaxed);
+
+    return (word & ~VNXI_MARK) == idle &&
+           atomic_compare_exchange_strong_explicit(
+               &slot->word, &word, word | VNXI_TAKEN, memory_order_acquire,
+               memory_order_relaxed);
+}
+
 vnxi_slot_t *vnxi_slot_wait_to_take(vnxi_slot_t *slot, uint64_t idle);
 
 /* Take a request; vnxi_slot_give() gives it back.  Waits for a thread that has
@@ -143,16 +157,9 @@ static inline vnxi_slot_t *
 vnxi_slot_take(const void *handle)
 {
     vnxi_slot_t *slot = vnxi_slot_of(handle);
-    uint_fast64_t idle = vnxi_idle_word(handle, VNXI_KIND_REQUEST), word;
+    uint64_t idle = vnxi_idle_word(handle, VNXI_KIND_REQUEST);
 
-    if (slot == NULL) {
-        return NULL;
-    }
-    word = atomic_load_explicit(&slot->word, memory_order_relaxed);
-    return (word & ~VNXI_MARK) == idle &&
-                   atomic_compare_exchange_strong_explicit(
-                       &slot->word, &word, word | VNXI_TAKEN,
-                       memory_order_acquire, memory_order_relaxed)
+    return slot == NULL || vnxi_slot_try_take(slot, idle)
                ? slot
                : vnxi_slot_wait_to_take(slot, idle);
 }

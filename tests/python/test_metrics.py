@@ -664,8 +664,8 @@ def test_an_agent_whose_name_is_a_path_gets_no_ring(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert not (tmp_path.parent / "a").exists()
     path, null, twice = warnings(log)
-    assert "the agent's name '../a' is no file name" in path
-    assert r"the agent's name 'n\x00l' is no file name" in null
+    assert "the agent's name '../a' cannot be a file name" in path
+    assert r"the agent's name 'n\x00l' cannot be a file name" in null
     assert "two agents have the name 'b'" in twice
 
 

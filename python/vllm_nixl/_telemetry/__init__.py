@@ -347,7 +347,7 @@ class _Buffer(_Files):
     def open(self, agent: NixlAgent) -> _File:
         if set("/\0") & set(agent.name) or agent.name in (".", ".."):
             raise SettingError(
-                f"the agent's name {agent.name!r} is no file name"
+                f"the agent's name {agent.name!r} cannot be a file name"
             )
         if any(other.name == agent.name for other in list(self._files)):
             raise SettingError(f"two agents have the name {agent.name!r}")

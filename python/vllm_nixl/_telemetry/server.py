@@ -61,7 +61,7 @@ class _Handler(WSGIRequestHandler):
     timeout = 10  # seconds that a client may say nothing, or read nothing
 
     def handle(self) -> None:
-        """Answer; a client that says nothing or leaves is no error."""
+        """Serve the client; ignore that it sends nothing or disconnects."""
         with contextlib.suppress(TimeoutError, ConnectionError):
             super().handle()
 

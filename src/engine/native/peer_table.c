@@ -228,16 +228,16 @@ is_ascending(const build_t *build)
 static void
 join_repeated(build_t *build)
 {
-    size_t kept = 0;
+    size_t kept = 1;
 
     if (is_ascending(build)) {
         return;
     }
     qsort(build->entries, build->count, sizeof(entry_t), compare_in_place);
-    for (size_t i = 0; i < build->count; i++) {
+    for (size_t i = 1; i < build->count; i++) {
         const entry_t *entry = &build->entries[i];
-        entry_t *last = &build->entries[kept - (kept > 0)];
-        if (kept == 0 || compare_in_place(last, entry) != 0) {
+        entry_t *last = &build->entries[kept - 1];
+        if (compare_in_place(last, entry) != 0) {
             build->entries[kept++] = *entry;
             continue;
         }

@@ -709,7 +709,7 @@ cuStreamQuery(vnxi_cu_stream_t handle)
     return status;
 }
 
-/* False: there is no such stream. */
+/* False: the stream does not exist. */
 static bool
 synchronize(vnxi_cu_stream_t handle)
 {
