@@ -248,23 +248,34 @@ test_ucx_guard_reports_its_decision(void **state)
     vnxi_ucx_loaded_free(&now);
 }
 
+/* Listen at an abstract address that the kernel chooses; returns its length.
+ */
+static socklen_t
+listen_anywhere(int listener, struct sockaddr_un *address_p)
+{
+    socklen_t len = sizeof *address_p;
+
+    *address_p = (struct sockaddr_un){.sun_family = AF_UNIX};
+    assert_int_equal(bind(listener, (struct sockaddr *)address_p,
+                          sizeof address_p->sun_family),
+                     0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)address_p, &len),
+                     0);
+    assert_int_equal(listen(listener, 8), 0);
+    return len;
+}
+
 /* Without descriptors, waiting connections are refused and the caller sees
  * none; later ones are accepted. */
 static void
 test_ucx_guard_refuses_connections_without_descriptors(void **state)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    socklen_t len = sizeof address;
+    struct sockaddr_un address;
     struct rlimit before, low;
     char byte;
     (void)state;
     int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    assert_int_equal(
-        bind(listener, (struct sockaddr *)&address, sizeof address.sun_family),
-        0);
-    assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len),
-                     0);
-    assert_int_equal(listen(listener, 8), 0);
+    socklen_t len = listen_anywhere(listener, &address);
     int clients[2];
     for (int i = 0; i < 2; i++) {
         clients[i] = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -331,18 +342,12 @@ assert_is_kept_from_children(int fd)
 static void
 test_ucx_guard_keeps_sockets_from_children(void **state)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    socklen_t len = sizeof address;
+    struct sockaddr_un address;
     (void)state;
     int listener = calls->socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
     assert_is_kept_from_children(listener);
     assert_true((fcntl(listener, F_GETFL) & O_NONBLOCK) != 0);
-    assert_int_equal(
-        bind(listener, (struct sockaddr *)&address, sizeof address.sun_family),
-        0);
-    assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len),
-                     0);
-    assert_int_equal(listen(listener, 8), 0);
+    socklen_t len = listen_anywhere(listener, &address);
     int client = socket(AF_UNIX, SOCK_STREAM, 0);
     assert_int_equal(connect(client, (struct sockaddr *)&address, len), 0);
     int accepted = calls->accept(listener, NULL, NULL);
